@@ -1,0 +1,192 @@
+"""Fixtures: a small text, teachers of every family with random weights, one real Ray a session."""
+
+import os
+
+# Before Ray, tokenizers and the hub client are imported: they read these once.
+os.environ.update(
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_AUTH_MODE="disabled",
+    RAY_DEDUP_LOGS="0",
+    RAY_TRAIN_ENABLE_PRINT_PATCH="0",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    MPLBACKEND="agg",
+)
+os.environ.pop("RAY_ADDRESS", None)  # never join the cluster that a shell happens to name
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xdray.labels import LabelSet, label_set_of
+from xdray.sample import tiny_corpus
+
+FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "deberta-v2")
+VOCABULARY = 400
+SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
+
+MakeTeacher = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with train/, dev/, test/ (LANGUAGE.conll) and transfer/ (LANGUAGE.txt), en and de."""
+    folder = tmp_path_factory.mktemp("text")
+    tiny_corpus(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_labels() -> LabelSet:
+    """The tag set of `tiny_text`."""
+    return label_set_of({"B-LOC", "B-ORG", "B-PER"})
+
+
+@pytest.fixture(scope="session")
+def make_teacher(
+    tmp_path_factory: pytest.TempPathFactory, tiny_text: Path, tiny_labels: LabelSet
+) -> MakeTeacher:
+    """Return a factory of 2-layer token classifiers with random weights, saved as folders.
+
+    make_teacher(family, folder=None, labels=None, seed=0, **settings) -> folder. `family` is one
+    of FAMILIES; its own kind of tokenizer is trained on `tiny_text`. `settings` go to the model's
+    configuration.
+    """
+
+    def make(
+        family: str,
+        folder: Path | None = None,
+        labels: Sequence[str] | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> Path:
+        import torch
+        from transformers import AutoConfig, AutoModelForTokenClassification
+
+        folder = folder or tmp_path_factory.mktemp(family)
+        tokenizer = _tokenizer(family, tiny_text)
+        tags = list(labels or tiny_labels.tags)
+        shape = dict(SHAPE)
+        if family == "distilbert":
+            shape = {"n_layers": 2, "dim": 32, "n_heads": 2}
+        width = {"hidden_dim": 64} if family == "distilbert" else {"intermediate_size": 64}
+        config = AutoConfig.for_model(
+            family,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=160,
+            pad_token_id=tokenizer.pad_token_id,
+            id2label=dict(enumerate(tags)),
+            label2id={tag: index for index, tag in enumerate(tags)},
+            **{**shape, **width, **settings},
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForTokenClassification.from_config(config)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(make_teacher: MakeTeacher) -> Path:
+    """Folder of a 2-layer BERT tagger with random weights and a WordPiece tokenizer."""
+    return make_teacher("bert")
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One real Ray of two CPUs for all tests that ask; mark them `cluster`."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        object_store_memory=200_000_000,
+        log_to_driver=False,
+        logging_level="error",
+    )
+    yield
+    ray.shutdown()
+
+
+def _lines(text: Path) -> list[str]:
+    files = sorted((text / "transfer").glob("*.txt"))
+    return [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _tokenizer(family: str, text: Path) -> Any:
+    """Train the family's own kind of tokenizer: WordPiece, byte-level BPE or Unigram."""
+    import transformers
+
+    lines = _lines(text)
+    if family == "roberta":
+        vocabulary, merges = _byte_pairs(lines)
+        return transformers.RobertaTokenizer(vocab=vocabulary, merges=merges)
+    if family == "xlm-roberta":
+        special = ["<s>", "<pad>", "</s>", "<unk>"]
+        pieces = _unigram(lines, special)
+        return transformers.XLMRobertaTokenizer(vocab=[*pieces, ("<mask>", 0.0)])
+    if family == "deberta-v2":
+        special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+        return transformers.DebertaV2Tokenizer(vocab=_unigram(lines, special), unk_id=3)
+    kinds = {
+        "bert": transformers.BertTokenizer,
+        "electra": transformers.ElectraTokenizer,
+        "distilbert": transformers.DistilBertTokenizer,
+    }
+    return kinds[family](vocab=_word_pieces(lines))
+
+
+def _word_pieces(lines: list[str]) -> dict[str, int]:
+    """Piece to id, as BERT, ELECTRA and DistilBERT have them; lower case."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    raw: Any = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer(lowercase=True)
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer: Any = trainers.WordPieceTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, show_progress=False
+    )
+    raw.train_from_iterator(lines, trainer)
+    return raw.get_vocab()
+
+
+def _byte_pairs(lines: list[str]) -> tuple[dict[str, int], list[Any]]:
+    """Vocabulary and merges of a byte-level BPE, as RoBERTa has them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    raw: Any = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer: Any = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(lines, trainer)
+    model = json.loads(raw.to_str())["model"]
+    return model["vocab"], [tuple(merge) for merge in model["merges"]]
+
+
+def _unigram(lines: list[str], special: list[str]) -> list[tuple[str, float]]:
+    """Pieces with scores, as XLM-R and DeBERTa-v2 have them; the special ones first."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    raw: Any = Tokenizer(models.Unigram())
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer: Any = trainers.UnigramTrainer(
+        vocab_size=VOCABULARY, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
+    )
+    raw.train_from_iterator(lines, trainer)
+    pieces = json.loads(raw.to_str())["model"]["vocab"]
+    kept = [(piece, score) for piece, score in pieces if piece != "<unk>"]
+    return [*((piece, 0.0) for piece in special), *kept]

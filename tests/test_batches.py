@@ -1,0 +1,153 @@
+"""Batches: budgets, padding, held-out sentences, and the same plan on every rank."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xdray.batches import (
+    BatchPlan,
+    Loader,
+    Tokens,
+    collate,
+    is_held_out,
+    token_budget_batches,
+)
+from xdray.labels import IGNORE_INDEX
+
+
+class Table:
+    """Hidden states whose row i is filled with i."""
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        return np.repeat(index[:, None], 2, axis=1).astype(np.float32)
+
+
+class Shards:
+    """A source in memory. Token ids count up from 10 over all shards, so each is its own name."""
+
+    def __init__(self, lengths: list[list[int]]) -> None:
+        self._lengths = [np.array(part, dtype=np.int64) for part in lengths]
+        self.loaded: list[int] = []
+
+    def shard_lengths(self) -> list[np.ndarray]:
+        return self._lengths
+
+    def shard_ids(self) -> list[str]:
+        return [f"shard-{number}" for number in range(len(self._lengths))]
+
+    def load(self, shard: int, layers: tuple[int, ...]) -> Tokens:
+        self.loaded.append(shard)
+        lengths = self._lengths[shard]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        first = 10 + sum(int(part.sum()) for part in self._lengths[:shard])
+        ids = np.arange(first, first + offsets[-1], dtype=np.int32)
+        word_ids = np.concatenate([np.arange(n) - 1 for n in lengths]).astype(np.int32)
+        word_ids[offsets[1:] - 1] = -1  # the last token is special too
+        logits = np.repeat(ids[:, None], 3, axis=1).astype(np.float32)
+        return Tokens(ids, word_ids, offsets, logits, {layer: Table() for layer in layers})
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=80), budget=st.integers(1, 200))
+def test_batches_keep_every_sentence_once_and_the_budget(lengths: list[int], budget: int):
+    batches = token_budget_batches(np.array(lengths), budget)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[row] for row in batch)
+        assert len(batch) == 1 or longest * len(batch) <= budget
+
+
+def test_a_half_full_batch_ends_where_sentences_get_longer():
+    batches = token_budget_batches(np.array([4] * 6 + [5] * 10), budget=40)
+    assert [len(batch) for batch in batches] == [6, 8, 2]
+
+
+def test_collating_pads_after_mapping_ids_and_keeps_no_special_token():
+    tokens = Shards([[3, 5]]).load(0, (4,))
+    id_map = np.arange(100)[::-1].copy()
+    batch = collate(tokens, np.array([0, 1]), pad_id=7, id_map=id_map)
+    assert batch.input_ids.tolist() == [[89, 88, 87, 7, 7], [86, 85, 84, 83, 82]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    kept = batch.input_ids.flatten()[batch.kept]
+    assert kept.tolist() == [88, 85, 84, 83]
+    assert batch.logits is not None
+    assert batch.logits[:, 0].tolist() == [11, 14, 15, 16]
+    assert batch.hidden[4][:, 0].tolist() == [1, 4, 5, 6]
+
+
+def _plan(source: Shards, **settings: float) -> BatchPlan:
+    values = {"batch_tokens": 24, "window_shards": 2, "seed": 3, **settings}
+    return BatchPlan(source, **values)  # type: ignore[arg-type]
+
+
+def _seen(batches: list) -> list[int]:
+    return sorted(
+        token for batch in batches for token in batch.input_ids.flatten()[batch.kept].tolist()
+    )
+
+
+LENGTHS = [[3, 4, 5, 6, 7], [3, 3, 9], [4] * 10, [5, 5]]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_ranks_share_each_global_batch_and_take_equal_steps(world_size: int):
+    plan = _plan(Shards(LENGTHS))
+    loaders = [Loader(plan, (), 0, None, rank, world_size) for rank in range(world_size)]
+    shares = [list(loader.batches(epoch=1)) for loader in loaders]
+    whole = list(Loader(plan, (), 0, None).batches(epoch=1))
+    assert {len(share) for share in shares} == {len(whole)} == {plan.num_steps(1)}
+    for step, batch in enumerate(whole):
+        assert _seen([share[step] for share in shares]) == _seen([batch])
+
+
+def test_a_rank_without_rows_joins_the_step_with_nothing_scored():
+    plan = _plan(Shards([[20]]))
+    (batch,) = Loader(plan, (1,), 0, None, rank=1, world_size=2).batches(0)
+    assert batch.input_ids.shape == (1, 20)
+    assert len(batch.kept) == 0
+    assert batch.hidden[1].shape == (0, 2)
+
+
+def test_an_epoch_continued_at_a_step_gives_the_same_batches_and_reads_no_earlier_window():
+    source = Shards(LENGTHS)
+    loader = Loader(_plan(source), (), 0, None)
+    whole = [batch.input_ids for batch in loader.batches(2)]
+    first_window = len(next(loader.plan.windows(2))[1])
+    source.loaded.clear()
+    rest = [batch.input_ids for batch in loader.batches(2, start=first_window)]
+    assert len(source.loaded) == 2
+    for left, right in zip(whole[first_window:], rest, strict=True):
+        assert torch.equal(left, right)
+
+
+def test_epochs_come_in_other_orders():
+    loader = Loader(_plan(Shards(LENGTHS)), (), 0, None)
+    orders = [[b.input_ids.tolist() for b in loader.batches(epoch)] for epoch in (0, 1)]
+    assert orders[0] != orders[1]
+
+
+def test_held_out_sentences_are_never_trained_on():
+    source = Shards([[4] * 200, [5] * 200])
+    loader = Loader(_plan(source, held_out=0.2), (), 0, None)
+    trained, held = _seen(list(loader.batches(0))), _seen(loader.held_out())
+    assert not set(trained) & set(held)
+    assert len(set(trained)) + len(set(held)) == 200 * 2 + 200 * 3
+    assert 0.1 < len(held) / (len(trained) + len(held)) < 0.3
+
+
+def test_held_out_is_decided_by_the_id_alone():
+    longer, shorter = is_held_out("abc", 500, 0.1), is_held_out("abc", 100, 0.1)
+    assert longer[:100].tolist() == shorter.tolist()
+    assert is_held_out("abd", 500, 0.1).tolist() != longer.tolist()
+
+
+def test_labels_that_are_ignored_are_not_counted():
+    tokens = Shards([[4, 4]]).load(0, ())
+    labels = np.full(8, IGNORE_INDEX, dtype=np.int64)
+    labels[1] = 2
+    tokens.labels = labels
+    batch = collate(tokens, np.array([0, 1]), 0, None)
+    assert batch.num_labels == 1
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [2, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]

@@ -1,0 +1,122 @@
+"""The config: what is refused, with which words, and that it comes back as it was written."""
+
+from pathlib import Path
+
+import pytest
+
+from xdray.config import Config, changed_fields, dump_config, load_config
+from xdray.errors import ConfigError
+
+MINIMAL = """
+run: {folder: runs/x}
+data: {train: a.conll, dev: b.conll, test: c.conll, transfer: t.txt}
+teacher: {model: m}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    file = tmp_path / "x.yaml"
+    file.write_text(MINIMAL)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.hiden=3", "student has no key 'hiden'; did you mean 'hidden'?"),
+        ("trainig.epochs=3", "the config has no key 'trainig'; did you mean 'training'?"),
+        ("student.hidden=wide", "student.hidden = 'wide'"),
+        ("student.dropout=1.5", "student.dropout = 1.5"),
+        ("data.scheme=IOB3", "'IOB2', 'IOB1' or 'BIOES'"),
+        ("recipe=stagd", "did you mean 'staged'?"),
+        ("recipe.temperature=2", "recipe.temperature = 2.0 goes with recipe.distance: kl"),
+        ("data.test=b.conll", "data.dev and data.test both read 'b.conll'"),
+        ("teacher.model=null", "either `model` (fine-tuned) or `finetune`"),
+        ("teacher.replicas=0", "expected 'auto' or 1 and more"),
+        ("data.train={hub: conll}", "a `hub` source needs its `split`"),
+        ("training.workers=-1", "training.workers is -1"),
+        ("student.hidden", "expected section.key=value"),
+        ("student.kind.x=3", "student.kind = {'x': 3}"),
+        ("recipe=[{name: a, terms: [{loss: logits, split: train}]}]", "reads split 'transfer'"),
+        (
+            "recipe=[{name: a, terms: [{loss: logits, split: transfer, temperature: 2}]}]",
+            "temperature = 2.0 goes with a kl logit loss",
+        ),
+        (
+            "recipe=[{name: a, unfreeze: true, terms: [{loss: hidden, split: transfer}]}]",
+            "nothing is frozen",
+        ),
+        (
+            "recipe=[{name: a, unfreeze: true, trainable: [head], "
+            "terms: [{loss: labels, split: train}]}]",
+            "nothing is frozen",
+        ),
+    ],
+)
+def test_a_mistake_is_refused_in_words_that_name_it(path: str, override: str, message: str):
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [override])
+    assert message in str(caught.value)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused_with_those_that_do(path: str):
+    overrides = ["student.kind=transformer", "student.hidden=96", "student.heads=5"]
+    with pytest.raises(ConfigError, match=r"heads = 5 does not divide .* = 96; 1, 2, 3, 4, 6, 8"):
+        load_config(path, overrides)
+
+
+def test_yaml_is_version_1_2(path: str):
+    config = load_config(path, ["training.learning_rate=3e-4", "data.transfer={sources: t.txt}"])
+    assert config.training.learning_rate == pytest.approx(3e-4)
+    config = load_config(path, ["data.transfer.sources=t.txt", "data.transfer.caps={no: 5}"])
+    assert config.data.transfer.caps == {"no": 5}
+
+
+def test_a_dumped_config_loads_equal(path: str, tmp_path: Path):
+    config = load_config(path, ["recipe=joint", "student.kind=transformer", "student.hidden=64"])
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(config))
+    assert load_config(str(again)) == config
+
+
+def test_changed_fields_are_named_with_both_values(path: str):
+    old, new = load_config(path), load_config(path, ["student.hidden=64"])
+    assert changed_fields(old, new) == ["student.hidden (was 200, is 64)"]
+
+
+def test_a_file_that_is_no_config_is_refused_with_its_name(tmp_path: Path):
+    file = tmp_path / "bad.yaml"
+    for text in ("a: [1", "- 1", "\0"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=r"bad\.yaml"):
+            load_config(str(file))
+    with pytest.raises(ConfigError, match="missing.yaml"):
+        load_config(str(tmp_path / "missing.yaml"))
+
+
+def test_every_field_says_what_it_means():
+    def check(model: type, where: str) -> None:
+        for name, field in model.model_fields.items():  # type: ignore[attr-defined]
+            inner = field.annotation
+            if isinstance(inner, type) and hasattr(inner, "model_fields"):
+                check(inner, f"{where}.{name}")
+            else:
+                assert field.description, f"{where}.{name} has no description"
+
+    check(Config, "config")
+
+
+def test_the_keys_of_the_config_are_a_decision():
+    sections = {
+        name: sorted(field.annotation.model_fields)  # type: ignore[union-attr]
+        for name, field in Config.model_fields.items()
+    }
+    assert sections["run"] == ["folder", "seed", "start_from"]
+    assert sections["student"] == sorted(
+        "kind embedding hidden layers heads intermediate dropout embedding_init projection".split()
+    )
+    assert sections["targets"] == ["codec", "delivery", "shard_sentences", "store"]
+    assert sections["evaluation"] == sorted(
+        "metric baseline hard_labels bootstrap latency latency_length".split()
+    )

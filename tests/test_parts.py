@@ -1,0 +1,141 @@
+"""parts: what a file of the store holds, and whatever can be wrong with it."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from xdray.errors import TargetsError
+from xdray.parts import Hidden, PartFile
+
+SHARD = "0123456789abcdef" * 2
+LENGTHS = np.array([3, 1, 4] * 200, np.uint16)
+OFFSETS = np.concatenate([[0], np.cumsum(LENGTHS, dtype=np.int64)])
+N = int(OFFSETS[-1])
+RANDOM = np.random.default_rng(0)
+STATES = RANDOM.integers(-127, 128, (N, 5)).astype(np.int8)
+SCALES = RANDOM.random(N, np.float32)
+LOGITS = RANDOM.standard_normal((N, 3)).astype(np.float32)
+IDS = np.arange(N, dtype=np.int32)
+NAMES = [f"{SHARD[:16]}-{row}" for row in range(600)]
+
+
+def logits_file(folder: Path, key: str = "k", names: list[str] = NAMES) -> PartFile:
+    file = PartFile(str(folder), key, SHARD, "logits", 600)
+    texts = {"sentence_id": names, "language": ["en"] * 600}
+    flat = {"ids": IDS, "word_ids": -IDS, "logits": LOGITS}
+    facts = {"cut_words": 7, "width": 3, "layer": None, "codec": None, "codec_error": None}
+    file.write(texts, flat, OFFSETS, facts)
+    return file
+
+
+def hidden_file(folder: Path) -> PartFile:
+    file = PartFile(str(folder), "k", SHARD, "hidden-4-int8", 600)
+    facts = {"cut_words": 7, "width": 5, "layer": 4, "codec": "int8", "codec_error": 0.01}
+    file.write({"sentence_id": NAMES}, {"hidden": STATES, "scales": SCALES}, OFFSETS, facts)
+    return file
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    file = logits_file(tmp_path)
+    flat = file.read(["ids", "word_ids", "logits"], LENGTHS)
+    assert np.array_equal(flat["ids"][:, 0], IDS)
+    assert np.array_equal(flat["word_ids"][:, 0], -IDS)
+    assert np.array_equal(flat["logits"], LOGITS)
+    assert file.lengths().dtype == np.uint16
+    assert np.array_equal(file.lengths(), LENGTHS)
+    hidden = hidden_file(tmp_path).hidden(LENGTHS)
+    index = np.array([N - 1, 0, 17, 17])
+    expected = STATES[index].astype(np.float32) * SCALES[index][:, None]
+    assert np.array_equal(hidden.take(index), expected)
+    assert hidden.take(index).dtype == np.float32
+
+
+def test_float16_rows_are_decoded_one_for_one() -> None:
+    values = RANDOM.standard_normal((9, 4)).astype(np.float16)
+    taken = Hidden(values).take(np.array([8, 2]))
+    assert taken.tolist() == [[float(v) for v in values[8]], [float(v) for v in values[2]]]
+
+
+def test_the_file_is_plain_parquet_in_the_stated_layout(tmp_path: Path) -> None:
+    file = logits_file(tmp_path)
+    assert file.uri == f"{tmp_path}/shards/01/{SHARD}.logits.parquet"
+    raw = pq.ParquetFile(file.uri)
+    columns = ["sentence_id", "language", "length", "ids", "word_ids", "logits"]
+    assert raw.schema_arrow.names == columns
+    assert [raw.metadata.row_group(group).num_rows for group in range(3)] == [256, 256, 88]
+    chunk = raw.metadata.row_group(0).column(5)
+    assert chunk.compression == "UNCOMPRESSED"
+    assert not any("DICTIONARY" in encoding for encoding in chunk.encodings)
+    blob = raw.read()["logits"][2].as_py()
+    assert np.frombuffer(blob, "<f4").tolist() == LOGITS[4:8].ravel().tolist()
+    footer = file.footer()
+    assert footer["bytes"] == Path(file.uri).stat().st_size
+    assert {name: footer[name] for name in ("shard_id", "key", "part", "rows", "tokens")} == {
+        "shard_id": SHARD,
+        "key": "k",
+        "part": "logits",
+        "rows": 600,
+        "tokens": N,
+    }
+
+
+def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
+    first, second = logits_file(tmp_path / "a"), logits_file(tmp_path / "b")
+    assert Path(first.uri).read_bytes() == Path(second.uri).read_bytes()
+
+
+def test_a_file_of_another_shard_store_part_or_size_is_refused(tmp_path: Path) -> None:
+    file = logits_file(tmp_path)
+    file.footer()
+    with pytest.raises(TargetsError, match="600 rows"):
+        PartFile(str(tmp_path), "k", SHARD, "logits", 599).footer()
+    with pytest.raises(TargetsError, match=r"expected .*'key': 'other'"):
+        PartFile(str(tmp_path), "other", SHARD, "logits", 600).footer()
+    other = PartFile(str(tmp_path), "k", "01" + "f" * 30, "logits", 600)
+    Path(file.uri).rename(other.uri)
+    with pytest.raises(TargetsError, match=r"expected .*ffff"):
+        other.footer()
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    file = PartFile(str(tmp_path), "k", SHARD, "logits", 600)
+    with pytest.raises(TargetsError, match=rf"{SHARD}\.logits\.parquet: not there; run the same"):
+        file.footer()
+
+
+@pytest.mark.parametrize("token", [0, N // 2, N - 1])
+def test_one_flipped_bit_is_found_and_the_file_named(tmp_path: Path, token: int) -> None:
+    file = hidden_file(tmp_path)
+    data = bytearray(Path(file.uri).read_bytes())
+    data[data.find(STATES[token].tobytes())] ^= 16
+    Path(file.uri).write_bytes(data)
+    with pytest.raises(TargetsError, match=r"hidden-4-int8\.parquet: damaged .*delete it and run"):
+        file.hidden(LENGTHS)
+    with pytest.raises(TargetsError, match="damaged or unreadable"):
+        file.verify()
+
+
+@pytest.mark.parametrize("keep", [0, 3, 1000, -1])
+def test_a_file_cut_short_is_not_taken_for_a_part(tmp_path: Path, keep: int) -> None:
+    file = hidden_file(tmp_path)
+    Path(file.uri).write_bytes(Path(file.uri).read_bytes()[:keep])
+    with pytest.raises(TargetsError, match="damaged or unreadable"):
+        file.footer()
+
+
+def test_other_lengths_than_the_plan_knows_are_refused(tmp_path: Path) -> None:
+    file = logits_file(tmp_path)
+    swapped = LENGTHS.copy()
+    swapped[[300, 301]] = swapped[[301, 300]]
+    with pytest.raises(TargetsError, match="lengths of other sentences"):
+        file.read(["ids"], swapped)
+
+
+def test_verifying_reads_all_and_compares_sentence_ids(tmp_path: Path) -> None:
+    assert logits_file(tmp_path).verify() == 600
+    assert hidden_file(tmp_path).verify() == 600
+    swapped = [NAMES[1], NAMES[0], *NAMES[2:]]
+    with pytest.raises(TargetsError, match="sentence ids of another shard"):
+        logits_file(tmp_path, names=swapped).verify()

@@ -1,0 +1,230 @@
+"""The teacher's pass over a shard: read, tokenise, forward, write what is missing in the store.
+
+A shard is the unit of work. Its batches depend on its own sentences alone, so its files are equal
+to the bit whatever runs beside it and whichever parts are asked for (a GPU short of memory apart:
+halves of a batch may round otherwise).
+
+n tokens of a batch, N of a shard, end to end; W teacher width, C classes.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xdray.batches import pad, token_budget_batches
+from xdray.corpus import Sentence, read_shard
+from xdray.errors import TargetsError
+from xdray.labels import LabelSet
+from xdray.parts import CODECS, LOGITS, PartFile, layer_and_codec
+from xdray.targets import AnnotateTask, TargetStore
+from xdray.teacher import DTYPES, load_teacher, teacher_fingerprint
+from xdray.tokens import Encoded, encode, fingerprint, load_tokenizer, words_of
+
+
+class HiddenRecord:
+    """Hidden states of a shard in a codec, filled batch by batch, with the error that it makes."""
+
+    def __init__(self, tokens: int, width: int, codec: str) -> None:
+        self.codec = codec
+        self.values: NDArray[Any] = np.empty((tokens, width), CODECS[codec])
+        self.scales = np.empty(tokens, np.float32) if codec == "int8" else None
+        self._squares = [0.0, 0.0]
+
+    def put(self, index: NDArray[np.int64], states: Tensor) -> None:
+        """Encode (n, W) states into the rows of these tokens, on the states' own device."""
+        exact = states.float()
+        if self.scales is None:
+            values = exact.half() if self.codec == "float16" else exact
+            decoded = values.float()
+        else:
+            scales = exact.abs().amax(-1, keepdim=True) / 127
+            scales = torch.where(scales == 0, 1, scales)  # of a token with zeros only
+            values = (exact / scales).round().to(torch.int8)
+            decoded = values * scales
+            self.scales[index] = scales[:, 0].cpu().numpy()
+        self.values[index] = values.cpu().numpy()
+        for place, what in enumerate((decoded - exact, exact)):
+            self._squares[place] += float(torch.linalg.vector_norm(what, dtype=torch.float64)) ** 2
+
+    def error(self, what: str) -> float:
+        """||decoded - exact|| / ||exact||. Raises TargetsError where a value was lost."""
+        lost, exact = self._squares
+        if not np.isfinite(exact):
+            raise TargetsError(f"{what}: the teacher gave values that are not finite; try float32")
+        if not np.isfinite(lost):
+            raise TargetsError(
+                f"{what}: a hidden value is beyond {self.codec} (65,504); set targets.codec: int8 "
+                "or float32"
+            )
+        return float(f"{(lost / exact) ** 0.5 if exact else 0.0:.6g}")
+
+
+@dataclass
+class Said:
+    """What the teacher said of a shard."""
+
+    logits: NDArray[np.float32]
+    """(N, C)."""
+    hidden: dict[int, HiddenRecord]
+    padded_tokens: int
+    oom_halvings: int
+
+
+class Annotator:
+    """Runs the teacher over shards and writes their missing parts; one a process, built there.
+
+    Shards may come from several threads: one tokenises or writes while another forwards.
+    Raises TargetsError where the model found here is not the one that the store is of.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        labels: LabelSet,
+        store: TargetStore,
+        *,
+        word_rule: str,
+        max_length: int,
+        batch_tokens: int,
+        codec: str,
+        run_token: str,
+        threads: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.store, self.codec, self.run_token = store, codec, run_token
+        self.word_rule, self.max_length, self.batch_tokens = word_rule, max_length, batch_tokens
+        self.threads = threads
+        self.tokenizer = load_tokenizer(model)
+        self._check("teacher", teacher_fingerprint(model))
+        self._check("tokenizer", fingerprint(self.tokenizer))
+        self.teacher = load_teacher(model, labels, DTYPES[store.identity["dtype"]], device)
+        self.num_labels = len(labels)
+        self._tokenising, self._forwarding = threading.Lock(), threading.Lock()
+        store.prepare()
+
+    def __call__(self, task: AnnotateTask) -> dict[str, Any]:
+        """Annotate a shard; returns a receipt, small and picklable.
+
+        shard_id, rows, forwarded (rows), tokens, padded_tokens, cut_words, bytes (written),
+        seconds, lengths (S,) uint16, codec_error by part, oom_halvings.
+        """
+        started = time.perf_counter()
+        shard = task.shard
+        missing = self.store.missing_parts(task, self.codec)
+        receipt = self._annotate(task, missing) if missing else self._served(task)
+        seconds = time.perf_counter() - started
+        return {"shard_id": shard.shard_id, "rows": shard.rows, **receipt, "seconds": seconds}
+
+    def _check(self, name: str, found: str) -> None:
+        expected = self.store.identity[name]
+        if found != expected:
+            raise TargetsError(
+                f"{self.store.folder}: its {name} is {expected}, that found here is {found}; put "
+                "the same model on all machines, or run the command again if it changed meanwhile"
+            )
+
+    def _served(self, task: AnnotateTask) -> dict[str, Any]:
+        view = self.store.view([(task.shard.shard_id, task.shard.rows)], task.parts(self.codec))
+        lengths = view.lengths[0]
+        return {
+            "forwarded": 0,
+            "tokens": int(lengths.sum(dtype=np.int64)),
+            "padded_tokens": 0,
+            "cut_words": view.cut_words,
+            "bytes": 0,
+            "lengths": lengths,
+            "codec_error": view.codec_error,
+            "oom_halvings": 0,
+        }
+
+    def _annotate(self, task: AnnotateTask, missing: Sequence[str]) -> dict[str, Any]:
+        """Forward a shard once for all parts that are missing, and write these."""
+        shard = task.shard
+        self.store.start(self.run_token, shard)
+        sentences = read_shard(shard)
+        words = [words_of(sentence, self.word_rule) for sentence in sentences]
+        with self._tokenising:
+            encoded = encode(self.tokenizer, words, self.max_length)
+        layers = [layer_and_codec(part)[0] for part in missing if part != LOGITS]
+        with self._forwarding:
+            said = self._forward(encoded, layers)
+        if not np.isfinite(said.logits).all():
+            raise TargetsError(f"shard {shard.shard_id}: the teacher's logits are not finite")
+        errors = {
+            part: said.hidden[layer_and_codec(part)[0]].error(f"shard {shard.shard_id}, {part}")
+            for part in missing
+            if part != LOGITS
+        }
+        num_bytes = 0
+        for part in missing:
+            file = self.store.file(shard.shard_id, part, shard.rows)
+            num_bytes += self._write(file, sentences, encoded, said, errors.get(part))
+        self.store.finish(self.run_token, shard)
+        return {
+            "forwarded": shard.rows,
+            "tokens": len(encoded.ids),
+            "padded_tokens": said.padded_tokens,
+            "cut_words": int(encoded.cut_words.sum()),
+            "bytes": num_bytes,
+            "lengths": np.diff(encoded.offsets).astype(np.uint16),
+            "codec_error": errors,
+            "oom_halvings": said.oom_halvings,
+        }
+
+    def _forward(self, encoded: Encoded, layers: Sequence[int]) -> Said:
+        """Forward in length-sorted batches, the longest first; results in the shard's order."""
+        if self.threads is not None and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)  # it holds for the calling thread alone
+        tokens, teacher = len(encoded.ids), self.teacher
+        halvings = teacher.oom_halvings
+        said = Said(
+            logits=np.empty((tokens, self.num_labels), np.float32),
+            hidden={n: HiddenRecord(tokens, teacher.width, self.codec) for n in layers},
+            padded_tokens=0,
+            oom_halvings=0,
+        )
+        pad_id: Any = self.tokenizer.pad_token_id or 0
+        batches = token_budget_batches(np.diff(encoded.offsets), self.batch_tokens)
+        for rows in reversed(batches):
+            ids, mask, index = pad(encoded.ids, encoded.offsets, rows, pad_id)
+            logits, hidden = teacher.forward(ids, mask, layers)
+            kept = mask.to(logits.device, torch.bool)
+            said.logits[index] = logits[kept].cpu().numpy()
+            for layer, record in said.hidden.items():
+                record.put(index, hidden[layer][kept])
+            said.padded_tokens += ids.numel()
+        said.oom_halvings = teacher.oom_halvings - halvings
+        return said
+
+    def _write(
+        self,
+        file: PartFile,
+        sentences: Sequence[Sentence],
+        encoded: Encoded,
+        said: Said,
+        codec_error: float | None,
+    ) -> int:
+        """Write a part; returns its bytes."""
+        texts = {"sentence_id": [sentence.sentence_id for sentence in sentences]}
+        flat: dict[str, NDArray[Any]] = {}
+        facts: dict[str, Any] = {"cut_words": int(encoded.cut_words.sum())}
+        facts["codec_error"] = codec_error
+        if file.part == LOGITS:
+            texts["language"] = [sentence.language for sentence in sentences]
+            flat |= {"ids": encoded.ids, "word_ids": encoded.word_ids, LOGITS: said.logits}
+            facts |= {"layer": None, "codec": None, "width": self.num_labels}
+        else:
+            layer, codec = layer_and_codec(file.part)
+            record = said.hidden[layer]
+            flat["hidden"] = record.values
+            if record.scales is not None:
+                flat["scales"] = record.scales
+            facts |= {"layer": layer, "codec": codec, "width": self.teacher.width}
+        return file.write(texts, flat, encoded.offsets, facts)

@@ -1,0 +1,338 @@
+"""Which sentences make a step: token-budget batches, length windows, the same plan on every rank.
+
+Only lengths are needed to plan, so the plan of an epoch is known before a shard is read, and each
+rank computes the same one. A global batch is split by rows, so one worker and two take the same
+step. B sentences in a batch, T tokens, N kept tokens, W teacher width, C classes.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xdray.labels import IGNORE_INDEX
+
+HELD_OUT_LIMIT = 10_000
+"""Sentences held out at most, so that the held-out set stays in memory whatever the corpus."""
+
+
+class HiddenValues(Protocol):
+    """Hidden states of a shard, in whatever codec."""
+
+    def take(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows of these token positions, decoded: (len(index), W)."""
+        ...
+
+
+@dataclass
+class Tokens:
+    """Sentences as flat arrays: N tokens of S sentences, and what is known of each token."""
+
+    ids: NDArray[np.int32]
+    """(N,) token ids, special tokens included."""
+    word_ids: NDArray[np.int32]
+    """(N,) index of the token's word in its sentence, -1 on special tokens."""
+    offsets: NDArray[np.int64]
+    """(S + 1,) where each sentence begins."""
+    logits: NDArray[np.float32] | None = None
+    """(N, C) of the teacher."""
+    hidden: dict[int, HiddenValues] = field(default_factory=dict)
+    """Teacher layer to its states."""
+    labels: NDArray[np.int64] | None = None
+    """(N,) gold label on the first token of each word, else IGNORE_INDEX."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(S,) tokens of each sentence."""
+        return np.diff(self.offsets)
+
+
+class Source(Protocol):
+    """A split cut into shards of known lengths, read one shard at a time."""
+
+    def shard_lengths(self) -> Sequence[NDArray[np.uint16] | NDArray[np.int64]]:
+        """Tokens of each sentence, by shard."""
+        ...
+
+    def shard_ids(self) -> Sequence[str]:
+        """Names of the shards; a sentence is held out by the hash of its shard's name and row."""
+        ...
+
+    def load(self, shard: int, layers: Sequence[int]) -> Tokens:
+        """Read one shard, with these teacher layers."""
+        ...
+
+
+@dataclass
+class Batch:
+    """One rank's rows of one global batch."""
+
+    input_ids: Tensor
+    """(B, T) int64, padded."""
+    attention_mask: Tensor
+    """(B, T) int64, 1 on tokens that are there."""
+    kept: Tensor
+    """(N,) int64 positions in the flattened (B, T) of tokens that are scored: no special tokens."""
+    logits: Tensor | None
+    """(N, C) float32 of the teacher."""
+    hidden: dict[int, Tensor]
+    """Teacher layer to (N, W) float32."""
+    labels: Tensor | None
+    """(N,) int64, IGNORE_INDEX off the first token of a word."""
+    num_labels: int
+    """Labels that are not IGNORE_INDEX."""
+
+    def to(self, device: str) -> "Batch":
+        """Return the same batch on another device."""
+        if device == "cpu":
+            return self
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            attention_mask=self.attention_mask.to(device, non_blocking=True),
+            kept=self.kept.to(device, non_blocking=True),
+            logits=None if self.logits is None else self.logits.to(device, non_blocking=True),
+            hidden={layer: values.to(device) for layer, values in self.hidden.items()},
+            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
+        )
+
+
+def token_budget_batches(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
+    """Cut sentences, sorted by length, into batches of at most `budget` tokens, padding included.
+
+    A sentence longer than the budget is a batch of its own. Ties keep their order. A batch that is
+    at least half full also ends where the next sentence is longer: batches of one length need no
+    padding and no masking, the fast path of a BiLSTM.
+    """
+    order = np.argsort(lengths, kind="stable")
+    ranked = lengths[order]
+    batches: list[NDArray[np.int64]] = []
+    start = 0
+    while start < len(order):
+        stop = _batch_end(ranked, start, budget)
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
+def _batch_end(ranked: NDArray[np.int64], start: int, budget: int) -> int:
+    """End of the batch that begins at `start` of the lengths in ascending order."""
+    shortest = max(1, int(ranked[start]))
+    window = ranked[start : start + max(1, budget // shortest)]
+    costs = window * np.arange(1, len(window) + 1)
+    stop = start + max(1, int(np.searchsorted(costs, budget, side="right")))
+    if stop < len(ranked) and ranked[stop - 1] != ranked[start]:
+        same = start + int(np.searchsorted(window[: stop - start], ranked[stop - 1], side="left"))
+        if costs[same - start - 1] * 2 >= budget:
+            return same
+    return stop
+
+
+def pad(
+    ids: NDArray[np.int32], offsets: NDArray[np.int64], rows: NDArray[np.int64], pad_id: int
+) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+    """Pad some sentences into (B, T).
+
+    Returns input ids, attention mask, and for each of their tokens in order its index into `ids`.
+    """
+    starts, lengths = offsets[rows], offsets[rows + 1] - offsets[rows]
+    width = int(lengths.max(initial=1))
+    columns = np.arange(width)
+    mask = columns < lengths[:, None]
+    index = (starts[:, None] + columns)[mask]
+    padded = np.full((len(rows), width), pad_id, dtype=np.int64)
+    padded[mask] = ids[index]
+    return torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64)), index
+
+
+def collate(
+    tokens: Tokens, rows: NDArray[np.int64], pad_id: int, id_map: NDArray[np.int64] | None
+) -> Batch:
+    """Make a batch of some rows of a shard. id_map: teacher id to student id."""
+    return collate_many([(tokens, rows)], pad_id, id_map)
+
+
+def collate_many(
+    parts: Sequence[tuple[Tokens, NDArray[np.int64]]],
+    pad_id: int,
+    id_map: NDArray[np.int64] | None,
+) -> Batch:
+    """Make a batch of rows of several shards, in the order given; padding comes after the map."""
+    ids, word_ids, labels, logits = [], [], [], []
+    lengths: list[NDArray[np.int64]] = []
+    hidden: dict[int, list[NDArray[np.float32]]] = {}
+    for tokens, rows in parts:
+        index = _token_index(tokens.offsets, rows)
+        kept = index[tokens.word_ids[index] >= 0]
+        lengths.append(tokens.offsets[rows + 1] - tokens.offsets[rows])
+        ids.append(tokens.ids[index])
+        word_ids.append(tokens.word_ids[index])
+        if tokens.labels is not None:
+            labels.append(tokens.labels[kept])
+        if tokens.logits is not None:
+            logits.append(tokens.logits[kept])
+        for layer, values in tokens.hidden.items():
+            hidden.setdefault(layer, []).append(values.take(kept))
+    flat = np.concatenate(ids)
+    if id_map is not None:
+        flat = id_map[flat]
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    input_ids, mask, _ = pad(flat, offsets, np.arange(len(offsets) - 1), pad_id)
+    scored = np.full(mask.shape, False)
+    scored[mask.numpy().astype(bool)] = np.concatenate(word_ids) >= 0
+    gold = torch.from_numpy(np.concatenate(labels)) if labels else None
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=mask,
+        kept=torch.from_numpy(np.flatnonzero(scored)),
+        logits=torch.from_numpy(np.concatenate(logits)) if logits else None,
+        hidden={layer: torch.from_numpy(np.concatenate(parts)) for layer, parts in hidden.items()},
+        labels=gold,
+        num_labels=0 if gold is None else int((gold != IGNORE_INDEX).sum()),
+    )
+
+
+def _token_index(offsets: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the flat positions of the tokens of some sentences, sentence after sentence."""
+    lengths = offsets[rows + 1] - offsets[rows]
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(offsets[rows] - (ends - lengths), lengths)
+
+
+def is_held_out(shard_id: str, rows: int, share: float) -> NDArray[np.bool_]:
+    """(rows,) True on the sentences of a shard that are kept for scoring, by the hash of their id."""
+    limit = int(share * 2**32)
+    prefix = zlib.crc32(shard_id.encode())
+    hashes = [zlib.crc32(row.to_bytes(4, "little"), prefix) for row in range(rows)]
+    return np.array(hashes, dtype=np.uint64) < limit
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a split is cut into global batches, epoch by epoch."""
+
+    source: Source
+    batch_tokens: int
+    window_shards: int
+    seed: int
+    held_out: float = 0.0
+
+    def _share(self) -> float:
+        total = sum(len(lengths) for lengths in self.source.shard_lengths())
+        return min(self.held_out, HELD_OUT_LIMIT / max(1, total))
+
+    def _rows(self, shard: int, held_out: bool) -> NDArray[np.int64]:
+        count = len(self.source.shard_lengths()[shard])
+        if not self.held_out:
+            return np.arange(0 if held_out else count)
+        chosen = is_held_out(self.source.shard_ids()[shard], count, self._share())
+        return np.flatnonzero(chosen == held_out)
+
+    def windows(self, epoch: int) -> Iterator[tuple[list[int], list[list[tuple[int, int]]]]]:
+        """For each window of an epoch its shards, and its batches as lists of (shard, row).
+
+        Shards come in an order drawn by seed and epoch; sentences are shuffled within the window,
+        sorted by length into batches, and the batches shuffled.
+        """
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.source.shard_lengths()))
+        for first in range(0, len(order), self.window_shards):
+            shards = order[first : first + self.window_shards].tolist()
+            yield shards, self._window_batches(shards, rng)
+
+    def _window_batches(
+        self, shards: list[int], rng: np.random.Generator
+    ) -> list[list[tuple[int, int]]]:
+        rows = [self._rows(shard, held_out=False) for shard in shards]
+        owner = np.repeat(np.arange(len(shards)), [len(part) for part in rows])
+        row = np.concatenate(rows) if rows else np.empty(0, np.int64)
+        lengths = np.concatenate(
+            [
+                np.asarray(self.source.shard_lengths()[shard], np.int64)[part]
+                for shard, part in zip(shards, rows, strict=True)
+            ]
+        )
+        shuffle = rng.permutation(len(row))
+        owner, row, lengths = owner[shuffle], row[shuffle], lengths[shuffle]
+        batches = token_budget_batches(lengths, self.batch_tokens)
+        rng.shuffle(batches)  # type: ignore[arg-type]
+        return [
+            list(zip(owner[batch].tolist(), row[batch].tolist(), strict=True)) for batch in batches
+        ]
+
+    def num_steps(self, epoch: int) -> int:
+        """Global batches of an epoch."""
+        return sum(len(batches) for _, batches in self.windows(epoch))
+
+    def held_out_rows(self) -> list[tuple[int, NDArray[np.int64]]]:
+        """(shard, rows) of the sentences kept for scoring; shards without any are left out."""
+        parts = [
+            (shard, self._rows(shard, held_out=True))
+            for shard in range(len(self.source.shard_ids()))
+        ]
+        return [(shard, rows) for shard, rows in parts if len(rows)]
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Reads a rank's rows of each global batch of a plan."""
+
+    plan: BatchPlan
+    layers: tuple[int, ...]
+    pad_id: int
+    id_map: NDArray[np.int64] | None
+    rank: int = 0
+    world_size: int = 1
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch from step `start` on; windows before it are not read."""
+        position = 0
+        for shards, batches in self.plan.windows(epoch):
+            skip = max(0, start - position)
+            position += len(batches)
+            if skip >= len(batches):
+                continue
+            loaded = [self.plan.source.load(shard, self.layers) for shard in shards]
+            for batch in batches[skip:]:
+                yield self._rank_batch(loaded, batch)
+
+    def held_out(self) -> list[Batch]:
+        """Return the held-out sentences of this rank, as batches of one shard each."""
+        batches = []
+        for shard, rows in self.plan.held_out_rows():
+            tokens = self.plan.source.load(shard, self.layers)
+            for chosen in token_budget_batches(tokens.lengths[rows], self.plan.batch_tokens):
+                mine = rows[chosen][self.rank :: self.world_size]
+                if len(mine):
+                    batches.append(collate(tokens, mine, self.pad_id, self.id_map))
+        return batches
+
+    def _rank_batch(self, loaded: list[Tokens], batch: list[tuple[int, int]]) -> Batch:
+        mine = batch[self.rank :: self.world_size]
+        if not mine:  # fewer rows than ranks: join the step with one row that is not scored
+            return _unscored(self._collate(loaded, batch[:1]))
+        return self._collate(loaded, mine)
+
+    def _collate(self, loaded: list[Tokens], pairs: list[tuple[int, int]]) -> Batch:
+        array = np.array(pairs, dtype=np.int64)
+        parts = [
+            (loaded[owner], array[array[:, 0] == owner, 1]) for owner in np.unique(array[:, 0])
+        ]
+        return collate_many(parts, self.pad_id, self.id_map)
+
+
+def _unscored(batch: Batch) -> Batch:
+    return replace(
+        batch,
+        kept=batch.kept[:0],
+        logits=None if batch.logits is None else batch.logits[:0],
+        hidden={layer: values[:0] for layer, values in batch.hidden.items()},
+        labels=None if batch.labels is None else batch.labels[:0],
+        num_labels=0,
+    )

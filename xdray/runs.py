@@ -1,0 +1,97 @@
+"""A run is a folder: opened, refused when it is of another config, found done."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from xdray.config import Config, changed_fields, dump_config, load_config
+from xdray.console import Console
+from xdray.errors import ConfigError
+from xdray.storage import write_bytes_atomic
+
+HOW_NOT_WHAT = (
+    "cluster.",
+    "teacher.replicas",
+    "training.workers",
+    "training.checkpoint_seconds",
+    "training.max_failures",
+    "run.start_from",
+)
+"""Fields that decide how a run is done, not what comes out: they may change between two calls."""
+
+
+class Run:
+    """An open run folder."""
+
+    def __init__(self, config: Config, console: Console) -> None:
+        """Take a folder that `open_run` has checked."""
+        self.config = config
+        self.console = console
+        self.folder = Path(config.run.folder)
+
+    def __enter__(self) -> "Run":
+        """Use as a context, so that a progress bar never outlives an error."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take the bar away."""
+        self.console.end()
+
+    def path(self, *names: str) -> Path:
+        """Return a path in the folder."""
+        return self.folder.joinpath(*names)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a file whole or not at all."""
+        write_bytes_atomic(str(self.path(name)), json.dumps(value, indent=1).encode())
+
+    def read_json(self, name: str) -> Any:
+        """Read a file, None if it is not there."""
+        path = self.path(name)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def remembered(self, name: str, work: Callable[[], str]) -> str:
+        """Return what `work` returned in the first call of this run: a resumed run does the same."""
+        known = self.read_json("remembered.json") or {}
+        if name not in known:
+            known[name] = work()
+            self.write_json("remembered.json", known)
+        return known[name]
+
+
+def open_run(config: Config, fresh: bool) -> Run:
+    """Make or continue the run folder of a config.
+
+    fresh: delete what an earlier run left there. Raises ConfigError for a folder of another config,
+    naming the fields, and for a folder with files that is no run folder.
+    """
+    folder = Path(config.run.folder)
+    saved = folder / "config.yaml"
+    if saved.is_file() and fresh:
+        shutil.rmtree(folder)
+    elif saved.is_file():
+        _refuse_changes(load_config(str(saved)), config, folder)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            f"run.folder: {folder} has files but no config.yaml, so it is no run folder; name "
+            "another folder, or empty this one"
+        )
+    elif folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run.folder: {folder} is a file, expected a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.folder: {folder} cannot be made: {error}") from error
+    write_bytes_atomic(str(saved), dump_config(config).encode())
+    return Run(config, Console(folder / "log.txt"))
+
+
+def _refuse_changes(old: Config, new: Config, folder: Path) -> None:
+    changes = [c for c in changed_fields(old, new) if not c.startswith(HOW_NOT_WHAT)]
+    if changes:
+        raise ConfigError(
+            f"{folder}: a run of another config: {'; '.join(changes)}; name another run.folder, or "
+            "give --fresh to delete this run"
+        )

@@ -1,0 +1,289 @@
+"""Files at any place that pyarrow.fs reaches: local folders, NFS, s3://, gs://, fsspec+PROTOCOL://.
+
+A path without "scheme://" is local, taken from where the process runs. A file under its final name
+is whole: local writes go to a temporary name in the same folder, fsync, rename, fsync of the
+folder; object stores, which show an object only once it is whole, get one put. Temporary files are
+named ".NAME.N.tmp", never listed, and removed by the next writer of NAME.
+"""
+
+import errno
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from xdray.errors import ClusterError, XdrayError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.fs import FileInfo, FileSystem
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def local_path(uri: str) -> Path | None:
+    """Return the local path that `uri` names, None where it is on another file system."""
+    if uri.startswith("file://"):
+        return Path(unquote(uri.removeprefix("file://")))
+    return None if _SCHEME.match(uri) else Path(uri)
+
+
+def absolute(uri: str) -> str:
+    """Return the same place for processes that run elsewhere: a local path made absolute."""
+    return uri if _SCHEME.match(uri) else str(Path(uri).absolute())
+
+
+def join(uri: str, *names: str) -> str:
+    """Put names under a folder; the options of a URI ("?region=...") stay at its end."""
+    if not _SCHEME.match(uri):
+        return str(Path(uri, *names))
+    place, mark, options = uri.partition("?")
+    return "/".join([place.rstrip("/"), *names]) + mark + options
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or a folder is there."""
+    if (path := local_path(uri)) is not None:
+        return path.exists()
+    info = _info(uri)
+    return info.is_file or info.type.name == "Directory"
+
+
+def list_folder(uri: str) -> list[str]:
+    """Names of the files and folders directly in a folder, sorted; [] where there is none."""
+    if (path := local_path(uri)) is not None:
+        names = (entry.name for entry in path.iterdir()) if path.is_dir() else ()
+        return sorted(name for name in names if not is_temporary(name))
+    from pyarrow.fs import FileSelector
+
+    system, inner = _remote(uri)
+    infos = system.get_file_info(FileSelector(inner, allow_not_found=True))
+    return sorted(info.base_name for info in infos)
+
+
+def file_sizes(uri: str) -> dict[str, int]:
+    """Bytes of each file below a folder, by its name relative to the folder; {} if there is none.
+
+    Takes one pass; on object stores one request for about a thousand files.
+    """
+    if (path := local_path(uri)) is not None:
+        files = (entry for entry in path.rglob("*") if entry.is_file())
+        sizes = {str(file.relative_to(path)): file.stat().st_size for file in files}
+        return {name: sizes[name] for name in sorted(sizes) if not is_temporary(name)}
+    from pyarrow.fs import FileSelector
+
+    system, inner = _remote(uri)
+    start = len(inner.rstrip("/")) + 1
+    infos = system.get_file_info(FileSelector(inner, recursive=True, allow_not_found=True))
+    return {i.path[start:]: i.size for i in sorted(infos, key=lambda i: i.path) if i.is_file}
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file is the unfinished work of a writer, dead or alive."""
+    base = name.rpartition("/")[2]
+    return base.startswith(".") and base.endswith(".tmp")
+
+
+def read_bytes(uri: str) -> bytes:
+    """Return a whole file. Raises OSError, FileNotFoundError where there is none."""
+    if (path := local_path(uri)) is not None:
+        return path.read_bytes()
+    with open_input(uri) as source:
+        return source.read()
+
+
+def open_input(uri: str) -> "pa.NativeFile":
+    """Open for random access: a memory map where local. Raises OSError."""
+    if (path := local_path(uri)) is not None:
+        import pyarrow as pa
+
+        return pa.memory_map(str(path))
+    system, inner = _remote(uri)
+    return system.open_input_file(inner)
+
+
+def write_bytes_atomic(uri: str, data: "bytes | memoryview | pa.Buffer") -> None:
+    """Write a whole file, so that whoever opens `uri` finds the old bytes or all of the new.
+
+    Makes the folders above it. Raises ClusterError where the disk is full or refuses.
+    """
+    view = memoryview(data).cast("B")
+    path = local_path(uri)
+    try:
+        if path is None:
+            system, inner = _remote(uri)
+            stream = system.open_output_stream(inner)
+            stream.write(view)
+            stream.close()  # not by `with`: that would finish a put that broke off
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(path, view)
+    except OSError as error:
+        raise _unwritable(uri, view.nbytes, error) from error
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write a value as JSON, atomically."""
+    write_bytes_atomic(uri, json.dumps(value, indent=1, ensure_ascii=False).encode())
+
+
+def read_json(uri: str) -> Any:
+    """Read what `write_json` wrote. Raises FileNotFoundError; XdrayError where it is not JSON."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise XdrayError(
+            f"{uri}: damaged, not JSON ({error}); delete it and run the same command again"
+        ) from error
+
+
+def delete_tree(uri: str) -> None:
+    """Delete a file, or a folder with all that is in it; nothing there is no error."""
+    path = local_path(uri)
+    if path is None:
+        system, inner = _remote(uri)
+        if exists(uri):
+            (system.delete_file if _info(uri).is_file else system.delete_dir)(inner)
+    elif path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def size(uri: str) -> int:
+    """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
+    if (path := local_path(uri)) is not None:
+        return path.stat().st_size if path.is_file() else sum(file_sizes(uri).values())
+    info = _info(uri)
+    return int(info.size) if info.is_file else sum(file_sizes(uri).values())
+
+
+def free_space(uri: str) -> int | None:
+    """Bytes free where `uri` is or would be written; None on object stores, which have no bound."""
+    path = local_path(uri)
+    if path is None:
+        return None
+    path = path.absolute()
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+def fingerprint(value: Any) -> str:
+    """32 hex characters that name a JSON value: the hash of its canonical form, keys sorted."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def fingerprint_files(folder: str, names: Iterable[str]) -> str:
+    """32 hex characters that name the contents of some files of a folder, whatever their order."""
+    contents = {}
+    for name in names:
+        with open_input(join(folder, name)) as source:
+            digest = hashlib.blake2b(digest_size=16)
+            for block in iter(_reader(source), b""):
+                digest.update(block)
+            contents[name] = digest.hexdigest()
+    return fingerprint(contents)
+
+
+def _reader(source: "pa.NativeFile") -> Callable[[], bytes]:
+    return lambda: source.read(1 << 20)
+
+
+@cache
+def _file_system(root: str) -> "tuple[FileSystem, str]":
+    """Connect once to a "scheme://authority?options"; with the prefix of paths on it (a bucket)."""
+    from pyarrow.fs import FileSystem
+
+    try:
+        return FileSystem.from_uri(root)
+    except (OSError, ValueError, ImportError) as error:  # ArrowInvalid is a ValueError
+        raise ClusterError(
+            f"{root}: no file system to be had there: {error}; expected a local path or a URI that "
+            "pyarrow.fs reads (s3://, gs://, abfs://, hdfs://, fsspec+PROTOCOL://)"
+        ) from error
+
+
+def _remote(uri: str) -> "tuple[FileSystem, str]":
+    """File system of a URI, and the path on it."""
+    place, mark, options = uri.partition("?")
+    scheme, _, rest = place.partition("://")
+    authority, _, inner = rest.partition("/")
+    system, prefix = _file_system(f"{scheme}://{authority}{mark}{options}")
+    return system, f"{prefix.rstrip('/')}/{unquote(inner)}"
+
+
+def _info(uri: str) -> "FileInfo":
+    system, inner = _remote(uri)
+    return system.get_file_info(inner)
+
+
+def _replace(path: Path, view: memoryview) -> None:
+    """Write beside `path`, then rename onto it."""
+    names = (path.with_name(f".{path.name}.{slot}.tmp") for slot in itertools.count())
+    temporary, descriptor = _first_free(names)
+    try:
+        written = 0
+        while written < len(view):
+            written += os.write(descriptor, view[written:])
+        os.ftruncate(descriptor, written)  # a dead writer may have left more
+        os.fsync(descriptor)
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    for stray in itertools.takewhile(Path.exists, names):
+        if (other := _claim(stray)) is not None:
+            stray.unlink()
+            os.close(other)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _first_free(names: Iterator[Path]) -> tuple[Path, int]:
+    for name in names:
+        if (descriptor := _claim(name)) is not None:
+            return name, descriptor
+    raise AssertionError  # names do not end
+
+
+def _claim(temporary: Path) -> int | None:
+    """Open a temporary file that no living writer has, else None: the kernel frees dead locks."""
+    while True:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:  # a mount without locks; writers of one name write the same bytes there
+            return descriptor
+        try:  # its last writer may have renamed it between our two calls
+            if os.path.samestat(os.fstat(descriptor), temporary.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
+
+
+def _unwritable(uri: str, needed: int, error: OSError) -> ClusterError:
+    if error.errno in _FULL:
+        return ClusterError(
+            f"{uri}: the disk is full: {needed:,} bytes to write, {free_space(uri) or 0:,} free; "
+            "make room and run the same command again, what was finished stays"
+        )
+    return ClusterError(f"{uri}: cannot be written: {error}; name a place that can be")

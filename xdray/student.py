@@ -1,0 +1,257 @@
+"""The student: build it, start its embeddings from the teacher's, order its layers, save, load.
+
+Both kinds are Hugging Face models: a BiLSTM of ours (P1 section 2; it registers with the Auto
+classes when this module is imported, and its folder carries its own modelling file) and ELECTRA's
+factorised Transformer, which transformers has. P1 is XtremeDistil (Mukherjee and Awadallah, 2020).
+
+Shapes: B sentences, T tokens, V vocabulary, E embedding width, W width of the teacher's hidden
+layers, C labels.
+"""
+
+import copy
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForTokenClassification,
+    ElectraConfig,
+    ElectraForTokenClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from xdray.config import StudentConfig
+from xdray.errors import ConfigError, ExportError
+from xdray.labels import LabelSet
+from xdray.learner import Learner
+from xdray.modeling_bilstm import BiLstmConfig, BiLstmForTokenClassification
+
+AutoConfig.register(BiLstmConfig.model_type, BiLstmConfig, exist_ok=True)
+AutoModelForTokenClassification.register(BiLstmConfig, BiLstmForTokenClassification, exist_ok=True)
+BiLstmConfig.register_for_auto_class()  # these two: a saved folder gets `auto_map` and the file
+BiLstmForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+
+SVD_ROWS = 16384  # rows of the teacher's table that are held in float64 at once
+
+
+class Student(Learner):
+    """A model in training: the Hugging Face model, and what only training needs.
+
+    A BiLSTM has its projection to the teacher's width inside. A Transformer's stands beside it, for
+    hidden losses alone: it is not under the head, and it is not saved.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, projection: nn.Module | None, max_length: int
+    ) -> None:
+        """Hold the parts; max_length: tokens a sentence that the saved tokenizer will cut to."""
+        super().__init__()
+        self.model = model
+        self.projection = projection
+        self.max_length = max_length
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states in the teacher's width (B, T, W), and logits (B, T, C).
+
+        input_ids, attention_mask: (B, T), padding last; states and logits there mean nothing.
+        """
+        if isinstance(self.model, BiLstmForTokenClassification):
+            hidden = self.model.encode(input_ids, attention_mask)
+            return hidden, self.model.classify(hidden)
+        assert isinstance(self.model, ElectraForTokenClassification)
+        assert self.projection is not None
+        states = self.model.electra(input_ids, attention_mask).last_hidden_state
+        return self.projection(states), self.model.classifier(self.model.dropout(states))
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by group, from the top down: the order of gradual unfreezing.
+
+        bilstm: head, projection, encoder, embedding. transformer: head, projection (only hidden
+        losses reach it), layer_n ... layer_1, embedding. Each parameter is in exactly one.
+        """
+        model: Any = self.model
+        modules: dict[str, list[nn.Module]] = {"head": [model.classifier]}
+        if self.projection is None:
+            modules["projection"] = [model.projection]
+            modules["encoder"] = [model.encoder]
+            modules["embedding"] = [model.embeddings]
+        else:
+            modules["projection"] = [self.projection]
+            layers = list(enumerate(model.electra.encoder.layer, start=1))
+            modules |= {f"layer_{number}": [layer] for number, layer in reversed(layers)}
+            modules["embedding"] = [model.electra.embeddings]
+            if hasattr(model.electra, "embeddings_project"):  # not where E is the width
+                modules["embedding"].append(model.electra.embeddings_project)
+        return {
+            name: [parameter for part in parts for parameter in part.parameters()]
+            for name, parts in modules.items()
+        }
+
+    def reset_head(self, seed: int) -> None:
+        """Give the head fresh weights, in place, the same for the same seed."""
+        head = self.model.classifier
+        assert isinstance(head, nn.Linear)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            fresh = nn.Linear(head.in_features, head.out_features)
+            self.model._init_weights(fresh)
+            head.load_state_dict(fresh.state_dict())
+
+
+def build_student(
+    config: StudentConfig,
+    *,
+    vocab_size: int,
+    teacher_width: int,
+    labels: LabelSet,
+    pad_token_id: int,
+    max_length: int,
+    embeddings: Tensor | None,
+    seed: int,
+) -> Student:
+    """Make a student with fresh weights, the same for the same seed whatever was drawn before.
+
+    teacher_width: W, of the hidden layers it imitates. max_length: positions of a Transformer, and
+    what the saved tokenizer cuts to. embeddings: (V, E) to start from, as `svd_embeddings` makes
+    them; None: random.
+    """
+    shared = {
+        "vocab_size": vocab_size,
+        "embedding_size": config.embedding,
+        "hidden_size": config.hidden,
+        "pad_token_id": pad_token_id,
+        "id2label": labels.id2label,
+        "label2id": labels.ids,
+    }
+    projection = None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.kind == "bilstm":
+            model = BiLstmForTokenClassification(
+                BiLstmConfig(
+                    **shared,
+                    num_layers=config.layers,
+                    projection_size=teacher_width,
+                    projection_activation=config.projection,
+                    dropout=config.dropout,
+                )
+            )
+        else:
+            model = ElectraForTokenClassification(
+                ElectraConfig(
+                    **shared,
+                    num_hidden_layers=config.layers,
+                    num_attention_heads=config.num_heads,
+                    intermediate_size=config.intermediate or 4 * config.hidden,
+                    hidden_dropout_prob=config.dropout,
+                    attention_probs_dropout_prob=config.dropout,
+                    max_position_embeddings=max_length,
+                )
+            )
+            activation = nn.GELU() if config.projection == "gelu" else nn.Identity()
+            projection = nn.Sequential(nn.Linear(config.hidden, teacher_width), activation)
+    if embeddings is not None:
+        table = model.get_input_embeddings().weight
+        assert isinstance(table, Tensor)
+        assert embeddings.shape == table.shape, (embeddings.shape, table.shape)
+        with torch.no_grad():
+            table.copy_(embeddings)
+    return Student(model, projection, max_length)
+
+
+def svd_embeddings(table: Tensor, width: int, teacher_ids: Tensor) -> Tensor:
+    """Reduce the teacher's embeddings to `width`, for the tokens that the student keeps.
+
+    table: (V_teacher, W_table) of the fine-tuned teacher. teacher_ids: (V_student,) int64, the
+    teacher's id of each student id. Returns (V_student, width) float32: the kept rows on their
+    leading right singular vectors, that is U * S of their SVD, not centred (P1 table 7: SVD 88.6,
+    centred PCA 88.3, random 87.4).
+
+    The singular vectors are those of the eigen-decomposition of rows' * rows in float64; each is
+    turned so that its largest entry is positive. Nothing is rescaled: the leading directions hold
+    most of the length of a row, so the fewer are kept the larger their entries are on average.
+    Raises ConfigError where `width` is more than the teacher has.
+    """
+    if width > table.shape[1]:
+        raise ConfigError(
+            f"student.embedding: {width}, but the teacher's token embeddings are {table.shape[1]} "
+            f"wide and an SVD cannot widen them; set {table.shape[1]} or less, or "
+            "student.embedding_init: random"
+        )
+    table = table.detach()
+    chunks = teacher_ids.to(table.device).split(SVD_ROWS)
+    gram = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64, device=table.device)
+    for ids in chunks:
+        rows = table[ids].double()
+        gram += rows.T @ rows
+    _, vectors = torch.linalg.eigh(gram)  # ascending
+    basis = vectors[:, -width:].flip(1)
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    basis = basis * largest.sign()
+    return torch.cat([(table[ids].double() @ basis).float() for ids in chunks])
+
+
+def save_student(
+    student: Student,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    card: str | None = None,
+) -> None:
+    """Write a Hugging Face folder: weights (safetensors), config, tokenizer, card as README.md.
+
+    The folder appears whole or not at all, in place of one that is there. The tokenizer pads at the
+    end and cuts to the student's max_length. A BiLSTM's folder holds its modelling file, for
+    `trust_remote_code`.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "right"
+    tokenizer.model_max_length = student.max_length
+    try:
+        student.model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        if card is not None:
+            (unfinished / "README.md").write_text(card, encoding="utf-8")
+        for path in unfinished.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        _put_in_place(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _put_in_place(unfinished: Path, folder: Path) -> None:
+    if not folder.exists():
+        unfinished.rename(folder)
+        return
+    old = unfinished.with_name(f"{unfinished.name}.old")
+    folder.rename(old)
+    unfinished.rename(folder)
+    shutil.rmtree(old)
+
+
+def load_student(folder: str | Path) -> PreTrainedModel:
+    """Load the model that `save_student` wrote, in eval mode.
+
+    Raises ExportError when there is none, or when weights are missing.
+    """
+    try:
+        model, loading = AutoModelForTokenClassification.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ExportError(f"{folder}: no student can be loaded from it: {reason}") from error
+    if loading["missing_keys"]:
+        raise ExportError(
+            f"{folder}: weights are missing: {sorted(loading['missing_keys'])}; export it again"
+        )
+    return model

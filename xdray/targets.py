@@ -1,0 +1,284 @@
+"""What the teacher said, on disk: the store, and the view of it that training reads. No torch.
+
+A store lies in URI/KEY/, KEY the hash of its identity (teacher, tokenizer, word rule, length,
+dtype, labels), which store.json spells out. parts.py says what its files hold, annotator.py fills
+them.
+
+N tokens of all sentences end to end, S sentences, W teacher width, C classes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from xdray.corpus import Shard
+from xdray.errors import TargetsError
+from xdray.parts import LOGITS, PartFile, hidden_part, layer_and_codec
+from xdray.storage import (
+    absolute,
+    delete_tree,
+    exists,
+    file_sizes,
+    fingerprint,
+    join,
+    list_folder,
+    read_json,
+    size,
+    write_bytes_atomic,
+    write_json,
+)
+
+if TYPE_CHECKING:  # torch is not needed to look at a store
+    from xdray.batches import Tokens
+
+STARTS = 2
+"""Starts of a shard in one run that may end with its actor's death; the next start is refused."""
+READERS = 16
+"""Footers read at once: on an object store each takes a round trip."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotateTask:
+    """A shard, and the hidden layers that are wanted of it beside the logits."""
+
+    shard: Shard
+    layers: tuple[int, ...] = ()
+
+    def parts(self, codec: str) -> list[str]:
+        """Names of the parts that it asks for."""
+        return [LOGITS, *(hidden_part(layer, codec) for layer in self.layers)]
+
+
+@dataclass(frozen=True)
+class TargetStore:
+    """Where the targets of one teacher with one tokenisation are. Picklable.
+
+    identity: JSON values, at least teacher, tokenizer, words, max_length, dtype, labels.
+    """
+
+    uri: str
+    identity: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        """Make the place the same for processes that run elsewhere."""
+        object.__setattr__(self, "uri", absolute(self.uri))
+
+    @property
+    def key(self) -> str:
+        """32 hex characters: another identity is another store."""
+        return fingerprint(self.identity)
+
+    @property
+    def folder(self) -> str:
+        """The store's own folder under `uri`."""
+        return join(self.uri, self.key)
+
+    def prepare(self) -> None:
+        """Spell out the identity in store.json, once."""
+        path = join(self.folder, "store.json")
+        if not exists(path):
+            write_json(path, self.identity)
+
+    def file(self, shard_id: str, part: str, rows: int) -> PartFile:
+        """Return the place of a shard's part."""
+        return PartFile(self.folder, self.key, shard_id, part, rows)
+
+    def is_done(self, shard: Shard, part: str) -> bool:
+        """Whether a part of a shard is there, whole, and of this store."""
+        try:
+            self.file(shard.shard_id, part, shard.rows).footer()
+        except TargetsError:
+            return False
+        return True
+
+    def missing_parts(self, task: AnnotateTask, codec: str) -> list[str]:
+        """Parts that the teacher must be run for."""
+        return [part for part in task.parts(codec) if not self.is_done(task.shard, part)]
+
+    def missing(self, tasks: Sequence[AnnotateTask], codec: str) -> list[AnnotateTask]:
+        """Tasks with missing parts, many footers looked at at once."""
+        with ThreadPoolExecutor(READERS) as pool:
+            lacking = pool.map(lambda task: self.missing_parts(task, codec), tasks)
+            return [task for task, parts in zip(tasks, lacking, strict=True) if parts]
+
+    def view(self, shards: Sequence[tuple[str, int]], parts: Sequence[str]) -> "TargetView":
+        """Look at these shards (id, rows) in this order. Raises TargetsError."""
+        with ThreadPoolExecutor(READERS) as pool:
+            files = [self.file(shard_id, LOGITS, rows) for shard_id, rows in shards]
+            lengths = list(pool.map(PartFile.lengths, files))
+            wanted = [self.file(name, part, rows) for name, rows in shards for part in parts]
+            footers = list(pool.map(PartFile.footer, wanted))
+        return TargetView(
+            store_uri=self.uri,
+            key=self.key,
+            parts=tuple(parts),
+            shard_ids=tuple(shard_id for shard_id, _ in shards),
+            lengths=lengths,
+            cut_words=sum(footer["cut_words"] for footer in footers[:: len(parts)]),
+            num_bytes=sum(footer["bytes"] for footer in footers),
+            codec_error=_codec_errors(footers),
+        )
+
+    def start(self, run_token: str, shard: Shard) -> None:
+        """Note a start of a shard in this run. Raises TargetsError if it killed too many actors."""
+        for attempt in range(1, STARTS + 1):
+            marker = self._marker(run_token, shard, attempt)
+            if not exists(marker):
+                return write_bytes_atomic(marker, b"")
+        where = shard.span.place if shard.span is not None else "dev or test"
+        raise TargetsError(
+            f"shard {shard.shard_id} ({where}, {shard.rows} sentences) killed its actor {STARTS} "
+            "times; look for an out-of-memory kill in the system's log, set a lower "
+            "targets.shard_sentences or teacher.batch_tokens, and run the same command again"
+        )
+
+    def finish(self, run_token: str, shard: Shard) -> None:
+        """Forget the starts of a shard that came to its end."""
+        for attempt in range(1, STARTS + 1):
+            delete_tree(self._marker(run_token, shard, attempt))
+
+    def _marker(self, run_token: str, shard: Shard, attempt: int) -> str:
+        return join(self.folder, "attempts", run_token, f"{shard.shard_id}-{attempt}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetView:
+    """Shards of a store in an order, as training reads them. `targets.json` and `lengths.npy`."""
+
+    store_uri: str
+    key: str
+    parts: tuple[str, ...]
+    shard_ids: tuple[str, ...]
+    lengths: Sequence[NDArray[np.uint16]]
+    """Tokens of each sentence, by shard."""
+    cut_words: int
+    num_bytes: int
+    codec_error: dict[str, float]
+    """Part to ||decoded - exact|| / ||exact||, its mean square over tokens."""
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex characters that name what is looked at, not where it lies."""
+        return fingerprint([self.key, self.parts, self.shard_ids])
+
+    def save(self, folder: str | Path) -> None:
+        """Write it into a folder, targets.json last."""
+        flat = np.concatenate([np.empty(0, np.uint16), *self.lengths])
+        sink = pa.BufferOutputStream()
+        np.save(sink, flat)
+        write_bytes_atomic(join(str(folder), "lengths.npy"), sink.getvalue())
+        saved = {name: getattr(self, name) for name in _SAVED}
+        rows = [len(lengths) for lengths in self.lengths]
+        write_json(join(str(folder), "targets.json"), {**saved, "rows": rows})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "TargetView":
+        """Read what `save` wrote; the lengths stay on disk. Raises TargetsError."""
+        path = Path(folder) / "targets.json"
+        try:
+            saved = read_json(str(path))
+            flat = np.load(path.with_name("lengths.npy"), mmap_mode="r")
+            rows = saved.pop("rows")
+            if sum(rows) != len(flat):
+                raise ValueError(f"{len(flat)} lengths of {sum(rows)} sentences")
+            saved |= {name: tuple(saved[name]) for name in ("parts", "shard_ids")}
+            return cls(**saved, lengths=np.split(flat, np.cumsum(rows)[:-1]))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise TargetsError(
+                f"{path}: missing or damaged ({error}); delete it and run the same command again"
+            ) from error
+
+    def load_shard(self, shard: int, parts: Sequence[str]) -> "Tokens":
+        """Read a shard's tokens and these of its parts: logits and hidden states.
+
+        Raises TargetsError for a file that is missing, damaged or of other sentences.
+        """
+        from xdray.batches import Tokens
+
+        lengths = self.lengths[shard]
+        folder, shard_id = join(self.store_uri, self.key), self.shard_ids[shard]
+        names = ["ids", "word_ids", *(part for part in parts if part == LOGITS)]
+        flat = PartFile(folder, self.key, shard_id, LOGITS, len(lengths)).read(names, lengths)
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        tokens = Tokens(flat["ids"][:, 0], flat["word_ids"][:, 0], offsets, flat.get(LOGITS))
+        for part in parts:
+            if part != LOGITS:
+                file = PartFile(folder, self.key, shard_id, part, len(lengths))
+                tokens.hidden[layer_and_codec(part)[0]] = file.hidden(lengths)
+        return tokens
+
+
+_SAVED = ("store_uri", "key", "parts", "shard_ids", "cut_words", "num_bytes", "codec_error")
+
+
+def list_stores(uri: str, key: str | None = None) -> list[dict[str, Any]]:
+    """Say of each store under a place, or of one: key, identity, bytes, and files of each part."""
+    found = []
+    for name in _store_keys(uri, key):
+        folder = join(uri, name)
+        parts: dict[str, dict[str, int]] = {}
+        for path, num_bytes in file_sizes(join(folder, "shards")).items():
+            facts = parts.setdefault(_part_of(path)[1], {"shards": 0, "bytes": 0})
+            facts["shards"] += 1
+            facts["bytes"] += num_bytes
+        identity = read_json(join(folder, "store.json"))
+        found.append({"key": name, "identity": identity, "bytes": size(folder), "parts": parts})
+    return found
+
+
+def verify_stores(uri: str, key: str | None = None) -> list[dict[str, Any]]:
+    """Read every file of every store, or of one: key, files, rows, and the problems found."""
+    found = []
+    for name in _store_keys(uri, key):
+        folder = join(uri, name)
+        facts: dict[str, Any] = {"key": name, "files": 0, "rows": 0, "problems": []}
+        if fingerprint(read_json(join(folder, "store.json"))) != name:
+            facts["problems"].append(f"{folder}/store.json: not the identity that made this key")
+        for path in file_sizes(join(folder, "shards")):
+            facts["files"] += 1
+            try:
+                facts["rows"] += PartFile(folder, name, *_part_of(path)).verify()
+            except TargetsError as error:
+                facts["problems"].append(str(error))
+        found.append(facts)
+    return found
+
+
+def delete_store(uri: str, key: str) -> list[dict[str, Any]]:
+    """Delete one store with all that is in it; returns what `list_stores` said of it."""
+    found = list_stores(uri, key)
+    delete_tree(join(uri, key))
+    return found
+
+
+def _store_keys(uri: str, key: str | None) -> list[str]:
+    keys = [name for name in list_folder(uri) if exists(join(uri, name, "store.json"))]
+    if key is None:
+        return keys
+    if key not in keys:
+        there = ", ".join(keys) or "none"
+        raise TargetsError(f"{uri}: no store '{key}'; there is {there}")
+    return [key]
+
+
+def _part_of(path: str) -> tuple[str, str]:
+    """Shard id and part of a file's path."""
+    shard_id, part, _ = path.rpartition("/")[2].split(".")
+    return shard_id, part
+
+
+def _codec_errors(footers: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Root of the mean over tokens of the squared error, for each hidden part."""
+    sums: dict[str, list[float]] = {}
+    for footer in footers:
+        if footer["codec_error"] is not None:
+            squares = sums.setdefault(footer["part"], [0.0, 0.0])
+            squares[0] += footer["codec_error"] ** 2 * footer["tokens"]
+            squares[1] += footer["tokens"]
+    return {part: float((error / tokens) ** 0.5) for part, (error, tokens) in sums.items()}

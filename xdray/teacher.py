@@ -1,0 +1,302 @@
+"""The teacher: any AutoModelForTokenClassification, loaded, fingerprinted, forwarded.
+
+B sentences, T tokens, W width of the hidden states, C classes. Only input ids and the attention
+mask are passed on, which every family of encoders takes. Layer 0 is the output of the embeddings,
+layer l that of encoder layer l.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForTokenClassification, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from xdray.errors import ClusterError, ConfigError
+from xdray.header import resolve_model
+from xdray.labels import LabelSet
+from xdray.learner import Learner
+from xdray.storage import fingerprint_files
+from xdray.tokens import load_tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FASTER = 1.3
+"""bfloat16 is taken where it is so many times faster: below, a second look could say otherwise."""
+WEIGHTS = "*.safetensors"
+
+
+@dataclass
+class Teacher:
+    """A loaded teacher. Not for two threads at once."""
+
+    model: PreTrainedModel
+    label_mapping: list[int]
+    """Position of each of our labels among the teacher's."""
+    device: str
+    oom_halvings: int = 0
+    """Batches that the device's memory could not hold and that went on as two halves."""
+    most_tokens: int | None = None
+    """B x T that has not been too much so far; None: no batch has."""
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def num_layers(self) -> int:
+        """Encoder layers."""
+        return int(self.model.config.num_hidden_layers)
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raise ConfigError for a layer that the teacher lacks."""
+        for layer in layers:
+            if not 0 <= layer <= self.num_layers:
+                raise ConfigError(
+                    f"layer {layer}: the teacher has layers 1 to {self.num_layers}, and 0 for the "
+                    "output of its embeddings; name one of these"
+                )
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, layers: Sequence[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """(B, T) ids and mask -> logits (B, T, C) in our label order, {layer: hidden (B, T, W)}.
+
+        Logits are float32, hidden states of the model's own dtype; both stay on its device, and
+        hold anything on padding. A batch too large for the GPU's memory is halved by rows, later
+        ones of its size from the start. Raises ClusterError where one sentence is too large.
+        """
+        self.check_layers(layers)
+        fits = self.most_tokens is None or ids.numel() <= self.most_tokens
+        if fits or len(ids) == 1:
+            try:
+                return self._forward(ids, mask, layers)
+            except torch.OutOfMemoryError as error:
+                if len(ids) == 1:
+                    raise ClusterError(
+                        f"the teacher on {self.device}: one sentence of {ids.shape[1]} tokens does "
+                        "not fit its memory; set a lower tokens.max_length, teacher.dtype: "
+                        "bfloat16, or take a larger GPU"
+                    ) from error
+                self.most_tokens = ids.numel() // 2
+            # beyond the handler, which kept alive all that the failed pass had allocated
+            if self.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+        self.oom_halvings += 1
+        half = len(ids) // 2
+        parts = [self.forward(ids[at], mask[at], layers) for at in (slice(half), slice(half, None))]
+        hidden = {layer: torch.cat([part[1][layer] for part in parts]) for layer in layers}
+        return torch.cat([part[0] for part in parts]), hidden
+
+    def _forward(
+        self, ids: Tensor, mask: Tensor, layers: Sequence[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        with torch.inference_mode():
+            out = self.model(
+                input_ids=ids.to(self.device, torch.int64),
+                attention_mask=mask.to(self.device, torch.int64),
+                output_hidden_states=bool(layers),
+            )
+            logits = out.logits[..., self.label_mapping].float()
+        return logits, {layer: out.hidden_states[layer] for layer in layers}
+
+
+def load_teacher(
+    model: str, labels: LabelSet | None, dtype: torch.dtype, device: str = "cpu"
+) -> Teacher:
+    """Load a fine-tuned token classifier from a folder, a Hub name or "package:NAME/FOLDER".
+
+    labels: the order wanted of the logits; None: the teacher's own. Raises ConfigError for a folder
+    that is no such model, weights other than safetensors, and a label set that is not `labels`.
+    """
+    folder = model_folder(model)
+    try:
+        with _quiet():
+            loaded, report = AutoModelForTokenClassification.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            f"{model}: a folder that is no token classifier: {' '.join(str(error).split())}; "
+            "expected what save_pretrained writes"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ConfigError(
+            f"{model}: its weights lack {', '.join(missing[:3])}: an encoder without a fine-tuned "
+            "head; name it as teacher.finetune.encoder, or a fine-tuned one as teacher.model"
+        )
+    tags = [loaded.config.id2label[index] for index in range(loaded.config.num_labels)]
+    mapping = labels.mapping_from(tags, f"teacher {model}") if labels else list(range(len(tags)))
+    return Teacher(loaded.to(device).eval(), mapping, str(device))
+
+
+def model_folder(model: str) -> Path:
+    """Local folder of a model, fetched where it is on the Hub. Raises ConfigError."""
+    folder = Path(resolve_model(model))
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.json", WEIGHTS, "*.txt", "*.model"]
+        try:
+            folder = Path(snapshot_download(model, allow_patterns=patterns))
+        except Exception as error:  # the Hub's client raises a dozen kinds
+            raise ConfigError(
+                f"{model}: no such folder, and the Hub did not give it ({type(error).__name__}: "
+                f"{error}); check the name, the network, or HF_HUB_OFFLINE"
+            ) from error
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{model}: a folder that is no model: it holds no config.json")
+    if not any(folder.glob(WEIGHTS)):
+        others = sorted(path.name for path in folder.glob("*.bin"))
+        found = f"its weights are {others[0]}, a pickle" if others else "it holds no weights"
+        raise ConfigError(
+            f"{model}: {found}, expected model.safetensors; load the model once with transformers "
+            "and save it with save_pretrained"
+        )
+    return folder
+
+
+def teacher_fingerprint(model: str) -> str:
+    """32 hex characters that change with the teacher's config.json and with its weights."""
+    folder = model_folder(model)
+    weights = sorted(path.name for path in folder.glob(WEIGHTS))
+    return fingerprint_files(str(folder), ["config.json", *weights])
+
+
+def embedding_table(model: str) -> Tensor:
+    """Return the token embeddings of a teacher: (V, W_embedding) float32."""
+    table = load_teacher(model, None, torch.float32).model.get_input_embeddings()
+    assert isinstance(table, nn.Embedding)
+    return table.weight.detach().clone()
+
+
+def default_device() -> str:
+    """Return the GPU of this process where it has one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def best_dtype(device: str, width: int = 768) -> str:
+    """Name of the dtype of the fastest forward pass there: a key of DTYPES.
+
+    GPU: bfloat16 from compute capability 8. CPU: bfloat16 where a layer's feed-forward part of this
+    width takes at most 1 / FASTER of the time, measured at the thread count of this process.
+    """
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
+    times = {name: _layer_seconds(width, dtype) for name, dtype in DTYPES.items()}
+    return "bfloat16" if times["float32"] >= FASTER * times["bfloat16"] else "float32"
+
+
+def _layer_seconds(width: int, dtype: torch.dtype) -> float:
+    """Shortest of a few runs of a feed-forward part on 512 tokens."""
+    layer = nn.Sequential(
+        nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.LayerNorm(width)
+    ).to(dtype)
+    tokens = torch.ones(512, width, dtype=dtype)
+    times = []
+    with torch.inference_mode():
+        for _ in range(6):
+            started = time.perf_counter()
+            layer(tokens)
+            times.append(time.perf_counter() - started)
+    return min(times)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bar and loading report off the terminal: we say it ourselves."""
+    bar, level = (
+        transformers_logging.is_progress_bar_enabled(),
+        transformers_logging.get_verbosity(),
+    )
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+class TeacherLearner(Learner):
+    """An encoder with a head while it is fine-tuned into a teacher."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Take a model with a token classification head."""
+        super().__init__()
+        self.model = model
+
+    @classmethod
+    def from_encoder(cls, encoder: str, labels: LabelSet, seed: int) -> "TeacherLearner":
+        """Put a fresh head for these labels on a pre-trained encoder. Raises ConfigError."""
+        folder = model_folder(encoder)
+        torch.manual_seed(seed)
+        try:
+            with _quiet():
+                model = AutoModelForTokenClassification.from_pretrained(
+                    folder,
+                    id2label=labels.id2label,
+                    label2id=labels.ids,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,  # the head of another label set
+                )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise ConfigError(
+                f"{encoder}: a folder that is no encoder: {' '.join(str(error).split())}"
+            ) from error
+        learner = cls(model)
+        learner.reset_head(seed)
+        return learner
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) each -> last hidden states (B, T, W), logits (B, T, C)."""
+        out = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
+        )
+        return out.hidden_states[-1], out.logits
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Head, encoder, token embeddings."""
+        embedding = list(self.model.get_input_embeddings().parameters())
+        taken = {id(parameter) for parameter in embedding}
+        base = [p for p in self.model.base_model.parameters() if id(p) not in taken]
+        taken |= {id(parameter) for parameter in base}
+        head = [p for p in self.model.parameters() if id(p) not in taken]
+        return {"head": head, "encoder": base, "embedding": embedding}
+
+    def reset_head(self, seed: int) -> None:
+        """Draw the head's weights anew: normal with the encoder's initializer_range, biases 0."""
+        generator = torch.Generator().manual_seed(seed)
+        spread = float(getattr(self.model.config, "initializer_range", 0.02))
+        base = set(self.model.base_model.modules())
+        for module in self.model.modules():
+            if isinstance(module, nn.Linear) and module not in base:
+                with torch.no_grad():
+                    module.weight.normal_(0.0, spread, generator=generator)
+                    if module.bias is not None:
+                        module.bias.zero_()
+
+
+def save_finetuned(encoder: str, labels: LabelSet, finetuning: Path, folder: Path) -> None:
+    """Write the teacher of the last stage under `finetuning`, with its tokenizer, to `folder`.
+
+    The folder appears whole, by rename.
+    """
+    last = max(finetuning.glob("[0-9]*/stage.json")).parent
+    learner = TeacherLearner.from_encoder(encoder, labels, seed=0)
+    learner.load_state_dict(load_file(last / "student.safetensors"))
+    partial = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    with _quiet():
+        learner.model.save_pretrained(partial)
+        load_tokenizer(encoder).save_pretrained(partial)
+    partial.rename(folder)

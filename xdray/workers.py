@@ -1,0 +1,125 @@
+"""What runs in the processes of a pool, and what must come home from them; Ray is handed in."""
+
+import functools
+import os
+import pickle
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xdray.errors import ClusterError, XdrayError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MAX_DEATHS = 3  # of the processes that tried one item
+
+
+class Ledger:
+    """Tries of each item that has not come to an end, and the error that ended a run.
+
+    Lives in a process of its own, since it is needed when a worker has died.
+    """
+
+    def __init__(self) -> None:
+        self._tries: dict[int, int] = {}
+        self._error: XdrayError | None = None
+
+    def begin(self, index: int) -> int:
+        """Count a try of an item; return which one it is, from 1."""
+        self._tries[index] = self._tries.get(index, 0) + 1
+        return self._tries[index]
+
+    def end(self, index: int) -> None:
+        """Forget an item that gave a result."""
+        self._tries.pop(index, None)
+
+    def fail(self, error: XdrayError) -> None:
+        """Keep an error that no second try would mend; the first one stays."""
+        self._error = self._error or error
+
+    def error(self) -> XdrayError | None:
+        """Return that error."""
+        return self._error
+
+
+class PoolWorker:
+    """One actor of a pool: a row with an item in, a row with its receipt or its error out.
+
+    An error raised here would be wrapped by Ray, printed, and try every actor; as a row it comes
+    home as it was.
+    """
+
+    def __init__(
+        self,
+        worker_class: Callable[..., Callable[[Any], Any]],
+        worker_kwargs: dict[str, Any],
+        count_try: Callable[[int], int],
+        count_end: Callable[[int], object],
+        folder: str,
+        logs: str,
+    ) -> None:
+        self._count_try, self._count_end = count_try, count_end
+        self._name, self._logs = worker_class.__name__, logs
+        # built on the first item, since Ray would restart for ever an actor that dies at its start
+        self._worker = functools.cache(lambda: worker_class(**worker_kwargs))
+        enter(folder)
+
+    def __call__(self, batch: "pa.Table") -> "pa.Table":
+        """Work on the one row of a batch."""
+        import pyarrow as pa
+
+        index, item = pickle.loads(batch["item"][0].as_py())
+        return pa.table({"receipt": [pickle.dumps(self._receipt(index, item))]})
+
+    def _receipt(self, index: int, item: Any) -> Any:
+        name = getattr(getattr(item, "shard", item), "shard_id", index)
+        if self._count_try(index) > MAX_DEATHS:
+            return ClusterError(
+                f"shard {name}: killed its {self._name} {MAX_DEATHS} times, expected a result; "
+                f"often memory is short (teacher.batch_tokens, replicas); see {self._logs}"
+            )
+        try:
+            receipt = self._worker()(item)
+        except Exception as error:
+            traceback.print_exc()  # into the actor's log
+            return as_xdray_error(error, f"{self._name}, shard {name}", self._logs)
+        self._count_end(index)
+        return receipt
+
+
+def enter(folder: str) -> None:
+    """Work where the command was typed, as relative paths of the config do, if it is there."""
+    if Path(folder).is_dir():
+        os.chdir(folder)
+
+
+def as_xdray_error(error: BaseException, where: str, logs: str) -> XdrayError:
+    """Return the XdrayError inside an error, else a ClusterError that tells the innermost one."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, XdrayError):
+            return cause
+    return ClusterError(f"{where}: {_one_line(causes[-1])}; the traceback is under {logs}")
+
+
+def last_line(error: BaseException) -> str:
+    """Return kind and message of the innermost error, in one line."""
+    return _one_line(list(_causes(error))[-1])
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all that it wraps, outside in, as Ray Core, Data and Train wrap them."""
+    yield error
+    inside = [error.__cause__, getattr(error, "cause", None)]
+    inside += [getattr(error, "controller_failure", None)]
+    inside += [*getattr(error, "worker_failures", {}).values()]
+    for cause in inside:
+        if isinstance(cause, BaseException):
+            yield from _causes(cause)
