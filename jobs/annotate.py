@@ -1,4 +1,4 @@
-"""Only the teacher pass:  python jobs/annotate.py configs/tiny.yaml [section.key=value ...]"""
+"""Only the teacher pass: python jobs/annotate.py CONFIG [section.key=value ...]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Distil a student, skipping finished steps:  python jobs/distill.py configs/tiny.yaml [section.key=value ...]"""
+"""Distil a student, skipping finished steps: python jobs/distill.py CONFIG [key=value ...]."""
 
 import sys
 

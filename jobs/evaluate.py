@@ -1,4 +1,4 @@
-"""Score a model folder:  python jobs/evaluate.py configs/tiny.yaml [--model FOLDER] [--split dev]"""
+"""Score a model: python jobs/evaluate.py CONFIG [--model FOLDER] [--split dev]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Only the teacher, on the labels:  python jobs/finetune_teacher.py configs/quickstart.yaml"""
+"""Only the teacher, on the labels: python jobs/finetune_teacher.py CONFIG."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Text in, entities out:  python jobs/predict.py FOLDER text.txt --output entities.jsonl"""
+"""Text in, entities out: python jobs/predict.py FOLDER text.txt --output entities.jsonl."""
 
 import sys
 

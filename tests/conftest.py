@@ -15,7 +15,9 @@ os.environ.update(
 )
 os.environ.pop("RAY_ADDRESS", None)  # never join the cluster that a shell happens to name
 
+import importlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +113,7 @@ def ray_session() -> Iterator[None]:
         include_dashboard=False,
         object_store_memory=200_000_000,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
     )
     yield
     ray.shutdown()
@@ -124,8 +126,7 @@ def _lines(text: Path) -> list[str]:
 
 def _tokenizer(family: str, text: Path) -> Any:
     """Train the family's own kind of tokenizer: WordPiece, byte-level BPE or Unigram."""
-    import transformers
-
+    transformers: Any = importlib.import_module("transformers")  # lists no tokenizers for checkers
     lines = _lines(text)
     if family == "roberta":
         vocabulary, merges = _byte_pairs(lines)

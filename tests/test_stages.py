@@ -2,7 +2,8 @@
 
 import pytest
 
-from xdray.config import Config, make_config
+from xdray.config import Config
+from xdray.configfile import make_config
 from xdray.errors import ConfigError
 from xdray.stages import chain_keys, label_stage, layer_groups, needed_layers, plan_stages
 

@@ -111,6 +111,7 @@ def test_what_a_killed_writer_left_is_neither_listed_nor_kept(tmp_path: Path) ->
         assert (tmp_path / "x").read_bytes() == b"mine"
         assert stray.exists()
         assert storage.list_folder(str(tmp_path)) == ["x"]
+        assert storage.file_sizes(str(tmp_path)) == {"x": 4}
         writer.send_signal(signal.SIGKILL)
     (tmp_path / ".x.1.tmp").write_bytes(b"stray of another dead writer")
     storage.write_bytes_atomic(str(tmp_path / "x"), b"new")

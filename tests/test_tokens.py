@@ -24,17 +24,16 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, 
 
 from xdray.corpus import Sentence
 from xdray.errors import ConfigError
+from xdray.header import resolve_model
 from xdray.tokens import (
-    compare_segmentation,
     encode,
     fingerprint,
     is_first,
     load_tokenizer,
-    prune_tokenizer,
-    resolve_model,
     split_words,
     words_of,
 )
+from xdray.vocabulary import compare_segmentation, prune_tokenizer
 
 PLACES = ["Northwick", "Eastham", "Port Lydia", "Žďár", "Новосёлово", "東山市", "Ελαιώνας"]
 VERBS = ["visited", "left", "described", "rebuilt", "painted", "surveyed"]
@@ -397,7 +396,21 @@ def test_truncation_and_padding_left_in_a_tokenizer_cut_and_fill_nothing():
     expected = _sentences(encode(tokenizer, SENTENCES, 50))
     tokenizer.backend_tokenizer.enable_truncation(7)
     tokenizer.backend_tokenizer.enable_padding(length=60)
+    pruned = prune_tokenizer(tokenizer, np.ones(len(tokenizer), bool)).tokenizer.backend_tokenizer
+    assert (pruned.truncation, pruned.padding) == (None, None)
     assert _sentences(encode(tokenizer, SENTENCES, 50)) == expected
+
+
+def test_special_tokens_in_text_are_text_where_the_tokenizer_says_so():
+    tokenizer = _wordpiece()
+    words, before = ["the", "[SEP]"], fingerprint(tokenizer)
+    as_token = encode(tokenizer, [words], 50).ids.tolist()
+    assert as_token[-2:] == [tokenizer.sep_token_id] * 2
+    tokenizer.split_special_tokens = True
+    as_text = encode(tokenizer, [words], 50).ids.tolist()
+    assert len(as_text) > len(as_token)
+    assert as_text == tokenizer(words, is_split_into_words=True)["input_ids"]
+    assert fingerprint(tokenizer) != before
 
 
 def test_a_length_without_room_for_a_word_is_refused():
@@ -478,6 +491,20 @@ def test_a_dropped_lowest_score_does_not_make_the_unknown_token_cheaper():
     pruned = prune_tokenizer(teacher, _used(teacher, [["abcd"], ["bcd"]]))
     assert teacher.tokenize("abcd") == pruned.tokenizer.tokenize("abcd") == ["ab", "cd"]
     assert "zz" not in pruned.tokenizer.get_vocab()
+
+
+UNNAMED = {
+    "wordpiece": models.WordPiece({"zz": 0, "a": 1, "[UNK]": 2}, unk_token="[UNK]"),
+    "unigram": models.Unigram([("zz", -1.0), ("a", -2.0), ("<unk>", -1.5)], unk_id=2),
+}
+
+
+@both
+def test_an_unused_unknown_token_stays_and_stays_the_unknown_one(kind):
+    teacher = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(UNNAMED[kind]))
+    pruned = prune_tokenizer(teacher, np.array([False, True, False]))
+    assert pruned.teacher_ids.tolist() == [1, 2]
+    assert encode(pruned.tokenizer, [["a"], ["?"]], 9).ids.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("style", ["BertProcessing", "RobertaProcessing", "Sequence"])

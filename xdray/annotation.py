@@ -1,19 +1,17 @@
-"""The teacher over the text, once: what is missing in the store is forwarded, the rest is served."""
+"""The teacher over the text, once: what the store lacks is forwarded, the rest is served."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from xdray.annotator import Annotator
 from xdray.cluster import Cluster, map_shards, plan_resources
 from xdray.corpus import Sentence, Shard, inline_shards
 from xdray.errors import TargetsError
 from xdray.labels import LabelSet
 from xdray.runs import Run
-from xdray.annotator import Annotator
 from xdray.targets import AnnotateTask, TargetStore, TargetView, hidden_part
 from xdray.teacher import best_dtype, teacher_fingerprint
 from xdray.tokens import fingerprint, load_tokenizer
@@ -39,7 +37,7 @@ def annotate(
     labels: LabelSet,
     layers: tuple[int, ...],
     transfer: Sequence[Shard],
-    scored: dict[str, Sequence[Sentence]],
+    scored: Mapping[str, Sequence[Sentence]],
 ) -> Annotated:
     """Forward all shards that the store lacks, in one pool of teacher actors.
 
@@ -116,7 +114,7 @@ def _forward_missing(
     tasks: list[AnnotateTask],
 ) -> list[dict[str, Any]]:
     config = run.config
-    missing = [task for task in tasks if store.missing_parts(task, config.targets.codec)]
+    missing = store.missing(tasks, config.targets.codec)
     if not missing:
         run.console.say(f"targets: all {len(tasks)} shards are in {store.folder}")
         return []
@@ -167,11 +165,3 @@ def _padding(receipts: list[dict[str, Any]]) -> float | None:
     """Share of the forwarded positions that were padding."""
     padded = sum(r["padded_tokens"] for r in receipts)
     return round(1 - sum(r["tokens"] for r in receipts) / padded, 4) if padded else None
-
-
-def token_counts(view: TargetView, vocab_size: int) -> np.ndarray:
-    """Occurrences of each of the teacher's tokens in the transfer text: (V,)."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for shard in range(len(view.shard_ids)):
-        counts += np.bincount(view.load_shard(shard, ["logits"]).ids, minlength=vocab_size)
-    return counts

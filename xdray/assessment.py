@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from xdray.sessions import LocalSession
 from xdray.config import Config
 from xdray.corpus import Sentence, read_labelled
 from xdray.evaluation import (
@@ -22,6 +21,7 @@ from xdray.evaluation import (
     entity_counts,
     entity_scores,
     gain_interval,
+    machine,
     measure_latency,
     num_parameters,
     retention_interval,
@@ -30,11 +30,13 @@ from xdray.header import read_header
 from xdray.labels import LabelSet
 from xdray.learner import Learner
 from xdray.learning import Scorer
+from xdray.sessions import LocalSession
 from xdray.student import load_student
 from xdray.targets import TargetView
 from xdray.tasks.tagging import decode_tags, word_logits
 from xdray.teacher import load_teacher
-from xdray.tokens import compare_segmentation, load_tokenizer, words_of
+from xdray.tokens import load_tokenizer, words_of
+from xdray.vocabulary import compare_segmentation
 
 Tags = list[list[str]]
 
@@ -180,6 +182,7 @@ def weigh(model: Any, folder: str) -> dict[str, Any]:
         "parameters": parameters,
         "embedding_parameters": embedding,
         "bytes": sum(path.stat().st_size for path in files),
+        "vocabulary": int(model.config.vocab_size),
     }
 
 
@@ -225,3 +228,43 @@ def _forward(model: Any) -> Any:
             return model(input_ids=input_ids, attention_mask=attention_mask).logits
 
     return forward
+
+
+def systems_report(
+    config: Config,
+    labels: LabelSet,
+    teacher: str,
+    dev: SplitResult,
+    test: SplitResult,
+    costs: dict[str, Any],
+) -> dict[str, Any]:
+    """Return what the report says of teacher, student and controls. costs: of `weigh_and_time`."""
+    sizes = costs["sizes"]
+    scores = {name: {"dev": dev.scores[name], "test": test.scores[name]} for name in test.scores}
+    name = config.teacher.model or f"fine-tuned {read_header(teacher).model_type}"
+    student = {
+        "kind": config.student.kind,
+        "shape": student_shape(config),
+        **sizes["student"],
+        **scores["student"],
+        "segmentation": {"dev": dev.segmentation, "test": test.segmentation},
+    }
+    languages = sorted({sentence.language for sentence in test.sentences})
+    return {
+        "task": {"kind": config.task.kind, "labels": list(labels.tags), "languages": languages},
+        "teacher": {"name": name, **sizes["teacher"], **scores["teacher"]},
+        "student": student,
+        "baseline": scores.get("baseline"),
+        "hard_labels": scores.get("hard_labels"),
+        **compare(config, test),
+        "agreement": test.agreement,
+        **{key: costs[key] for key in ("compression", "speedup", "latency_ms")},
+        "machine": machine(),
+    }
+
+
+def student_shape(config: Config) -> dict[str, Any]:
+    """Return the fields of the config that make the student's shape."""
+    student = config.student
+    shape = {"embedding": student.embedding, "hidden": student.hidden, "layers": student.layers}
+    return shape if student.kind == "bilstm" else shape | {"heads": student.num_heads}

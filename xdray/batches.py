@@ -8,7 +8,7 @@ step. B sentences in a batch, T tokens, N kept tokens, W teacher width, C classe
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -134,7 +134,7 @@ def _batch_end(ranked: NDArray[np.int64], start: int, budget: int) -> int:
 
 
 def pad(
-    ids: NDArray[np.int32], offsets: NDArray[np.int64], rows: NDArray[np.int64], pad_id: int
+    ids: NDArray[Any], offsets: NDArray[np.int64], rows: NDArray[np.int64], pad_id: int
 ) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
     """Pad some sentences into (B, T).
 
@@ -206,7 +206,7 @@ def _token_index(offsets: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray
 
 
 def is_held_out(shard_id: str, rows: int, share: float) -> NDArray[np.bool_]:
-    """(rows,) True on the sentences of a shard that are kept for scoring, by the hash of their id."""
+    """(rows,) True on sentences of a shard that are kept for scoring, by the hash of their id."""
     limit = int(share * 2**32)
     prefix = zlib.crc32(shard_id.encode())
     hashes = [zlib.crc32(row.to_bytes(4, "little"), prefix) for row in range(rows)]

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from xdray.config import Config, load_config
+from xdray.config import Config
+from xdray.configfile import load_config
 from xdray.errors import XdrayError
 
 Result = dict[str, Any]

@@ -23,7 +23,7 @@ from typing import Any
 
 from xdray.config import ClusterConfig, Config
 from xdray.errors import ClusterError, XdrayError
-from xdray.resources import ResourcePlan, Resources, fit_plan, machine_resources
+from xdray.resources import ResourcePlan, Resources, check_address, fit_plan, machine_resources
 from xdray.sessions import LocalSession as LocalSession
 from xdray.sessions import RaySession
 from xdray.sessions import Session as Session
@@ -130,16 +130,16 @@ class Cluster:
         """Set what Ray reads from the environment; return the rest of the arguments of its init."""
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
-        source = Path(__file__).resolve().parents[1]
-        paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        if source.name != "site-packages" and str(source) not in paths:  # a source tree
-            paths = [str(source), *filter(None, paths)]
-        python_path = os.pathsep.join(paths)
+        source, environment = Path(__file__).resolve().parents[1], {}
+        if source.name != "site-packages":  # a source tree, which workers would not find
+            paths = [str(source), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+            environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
         if address != "local":
+            check_address(address)
             submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # brings its own working_dir
-            return {} if submitted else {"runtime_env": {"env_vars": {"PYTHONPATH": python_path}}}
+            return {} if submitted else {"runtime_env": {"env_vars": environment}}
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # of a Ray that only this process uses
-        os.environ["PYTHONPATH"] = python_path
+        os.environ.update(environment)
         there = available(self._config)
         return {
             "num_cpus": there.logical_cpus,

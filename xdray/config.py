@@ -1,24 +1,14 @@
-"""The config: frozen pydantic sections, read from YAML 1.2, checked before anything starts.
+"""The config: frozen pydantic sections, every field with its meaning, unit and default.
 
-`load_config(path, overrides)` is the one way in. Unknown keys, wrong types and contradictions end
-in a ConfigError that names the file, the field, the value and what is allowed. Paths are taken
-from where the command was typed. Rules that need the teacher's or the data's header are in
-`distillation.check_plan`. P1 is XtremeDistil (ACL 2020), P2 XtremeDistilTransformers (2021).
+`configfile.load_config(path, overrides)` is the one way in. Paths are taken from where the command
+was typed. Rules that need the teacher's or the data's header are in `planning.check_plan`. P1 is
+XtremeDistil (ACL 2020), P2 XtremeDistilTransformers (2021).
 """
 
 import difflib
-import io
-import types
-import typing
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from xdray.errors import ConfigError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 RECIPES = (
     "labels",
@@ -29,10 +19,6 @@ RECIPES = (
     "staged",
     "staged_unfreezing",
 )
-
-
-SHORT_FORMS = {"recipe": "name", "transfer": "sources"}
-"""Sections that may be written as one value, and the key that it stands for."""
 
 
 class Section(BaseModel):
@@ -46,10 +32,10 @@ class RunConfig(Section):
 
     folder: str
     """The run folder itself: everything that the run makes, the targets store apart."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of initialisation, dropout, batch order and bootstrap."""
     start_from: str | None = None
-    """Another run folder: its finished stages serve here as long as they would come out the same."""
+    """Another run folder: its finished stages serve here if they would come out the same."""
 
 
 class TaskConfig(Section):
@@ -75,7 +61,8 @@ class SourceConfig(Section):
     """The split of the Hub data set."""
     format: Literal["auto", "parquet", "jsonl", "text", "conll", "tsv"] = "auto"
     """auto: by the file's ending (.parquet .jsonl .txt .conll .tsv). text: one sentence a line.
-    conll: word first, tag last, blank line between sentences. tsv: the reference's words TAB tags."""
+    conll: word first, tag last, blank line between sentences. tsv: the reference's, words TAB
+    tags."""
     language: str | None = None
     """A code for all sentences, or taken from the path: "{stem}" (en.txt), "{parent}"
     (en/train.parquet), "{subset}" (Hub). null: the column `language`, else "und"."""
@@ -116,22 +103,23 @@ class TransferConfig(Section):
 
     sources: Sources = Field(min_length=1)
     """Files or data sets; labels in them are not read."""
-    cap: int | None = Field(None, gt=0)
+    cap: int | None = Field(default=None, gt=0)
     """At most so many sentences a language, drawn by seed; null: all."""
     caps: dict[str, int] = {}
     """The same for single languages, in place of `cap`."""
-    sentences: int | None = Field(None, gt=0)
+    sentences: int | None = Field(default=None, gt=0)
     """At most so many sentences in all, shared out by `alpha`; null: all that the caps leave."""
-    alpha: float = Field(1.0, ge=0, le=1)
+    alpha: float = Field(default=1.0, ge=0, le=1)
     """Sampling exponent: languages get shares proportional to count ** alpha, 1 natural, 0 equal.
     No sentence is taken twice: a language smaller than its share is taken whole."""
 
     @model_validator(mode="before")
     @classmethod
     def _from_sources(cls, value: Any) -> Any:
-        if isinstance(value, dict) and ("path" in value or "hub" in value):
-            return {"sources": value}
-        return {"sources": value} if isinstance(value, str | list) else value
+        if isinstance(value, str | list):
+            return {"sources": cast("Any", value)}
+        values = cast("dict[str, Any]", value)
+        return {"sources": values} if {"path", "hub"} & set(values) else values
 
 
 class DataConfig(Section):
@@ -167,7 +155,7 @@ class TokensConfig(Section):
     words: Literal["punctuation", "whitespace"] = "punctuation"
     """How raw text is split into words. punctuation: at white space, each punctuation mark and each
     CJK character a word of its own. Labelled text keeps the words it has."""
-    max_length: int = Field(128, ge=8)
+    max_length: int = Field(default=128, ge=8)
     """Tokens a sentence, special tokens included (P1: 32). Longer ones are cut at the last word
     that fits whole, and counted; words cut off are scored as O."""
     vocabulary: Literal["pruned", "full"] = "pruned"
@@ -181,11 +169,11 @@ class FinetuneConfig(Section):
     encoder: str
     """The pre-trained encoder: a Hub name, a folder, or "package:NAME/FOLDER" (in a Python
     package)."""
-    epochs: int = Field(3, gt=0)
+    epochs: int = Field(default=3, gt=0)
     """At most so many; the best by dev is kept."""
-    learning_rate: float = Field(5e-5, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0)
     """Peak, after warm-up."""
-    batch_tokens: int = Field(512, gt=0)
+    batch_tokens: int = Field(default=512, gt=0)
     """Tokens a step, padding included."""
     freeze_embeddings: bool = True
     """Leave the token embeddings as they are: faster, and their SVD stays that of the encoder."""
@@ -203,7 +191,7 @@ class TeacherConfig(Section):
     """Of the forward pass. auto: bfloat16 where the processor or GPU multiplies it faster."""
     replicas: int | Literal["auto"] = "auto"
     """Teacher actors. auto: one a GPU, else as many as the CPUs allow (cluster.py)."""
-    batch_tokens: int = Field(4096, gt=0)
+    batch_tokens: int = Field(default=4096, gt=0)
     """Tokens a forward pass, padding included."""
 
     @model_validator(mode="after")
@@ -226,7 +214,7 @@ class TargetsConfig(Section):
     """stored: the teacher runs once, students read its targets from the store."""
     codec: Literal["float32", "float16", "int8"] = "float16"
     """Of hidden states; int8 with one scale a token. Logits are float32 always."""
-    shard_sentences: int = Field(4096, ge=16)
+    shard_sentences: int = Field(default=4096, ge=16)
     """Sentences a shard: the unit of work, of commit and of loss."""
 
 
@@ -235,17 +223,17 @@ class StudentConfig(Section):
 
     kind: Literal["bilstm", "transformer"] = "bilstm"
     """bilstm: P1. transformer: ELECTRA's factorised encoder, loads without code of ours."""
-    embedding: int = Field(50, gt=0)
+    embedding: int = Field(default=50, gt=0)
     """Width E of the token embeddings; drives size (P1 table 16)."""
-    hidden: int = Field(200, gt=0)
+    hidden: int = Field(default=200, gt=0)
     """bilstm: units H per direction; transformer: width. Drives latency (P1 table 16)."""
-    layers: int = Field(1, gt=0)
+    layers: int = Field(default=1, gt=0)
     """LSTM or Transformer layers (P1: one LSTM layer)."""
-    heads: int | None = Field(None, gt=0)
+    heads: int | None = Field(default=None, gt=0)
     """Attention heads (transformer); null: one for each 32 of `hidden`."""
-    intermediate: int | None = Field(None, gt=0)
+    intermediate: int | None = Field(default=None, gt=0)
     """Width of the feed-forward part (transformer); null: 4 times `hidden`."""
-    dropout: float = Field(0.2, ge=0, lt=1)
+    dropout: float = Field(default=0.2, ge=0, lt=1)
     """P1 table 13: 0.2 is best."""
     embedding_init: Literal["svd", "random"] = "svd"
     """svd: of the teacher's embeddings (P1 table 7: +1.2 over random)."""
@@ -284,11 +272,11 @@ class TermConfig(Section):
     (P1 L_CE); hard_labels: the teacher's best tag."""
     split: Literal["transfer", "train"]
     """Which sentences it is computed on."""
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
     """In the sum of the stage's terms."""
     distance: Literal["mse", "kl"] = "mse"
     """hidden: mse, or kl over a softmax of both sides; logits: mse, or kl with temperature."""
-    temperature: float | None = Field(None, gt=0)
+    temperature: float | None = Field(default=None, gt=0)
     """Of a kl logit loss, times temperature squared; null: 1."""
     layer: int | None = None
     """Teacher layer of a hidden term (0: embedding output); null: recipe.layer."""
@@ -313,18 +301,18 @@ class TermConfig(Section):
 class StageSettings(Section):
     """What a stage may set for itself; null: the value of `training`."""
 
-    epochs: int | None = Field(None, gt=0)
+    epochs: int | None = Field(default=None, gt=0)
     """At most so many passes over the split; with unfreezing, of the last sub-step."""
-    partial_epochs: int | None = Field(None, gt=0)
+    partial_epochs: int | None = Field(default=None, gt=0)
     """The same for each sub-step before the last, in which lower layers are still frozen; null: as
     `epochs`."""
-    patience: int | None = Field(None, gt=0)
+    patience: int | None = Field(default=None, gt=0)
     """Epochs without a better score before a sub-step ends."""
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
     """Peak, after warm-up."""
     schedule: Literal["cosine", "constant"] | None = None
     """Of the learning rate."""
-    batch_tokens: int | None = Field(None, gt=0)
+    batch_tokens: int | None = Field(default=None, gt=0)
     """Tokens a step over all workers, padding included."""
 
 
@@ -368,7 +356,7 @@ class RecipeConfig(Section):
     """Teacher layer that hidden terms imitate; null: the middle one (P1 table 8: nearly flat)."""
     distance: Literal["mse", "kl"] = "mse"
     """Of the logit terms of a named recipe."""
-    temperature: float | None = Field(None, gt=0)
+    temperature: float | None = Field(default=None, gt=0)
     """Of the kl logit terms of a named recipe."""
     new_head: bool = False
     """Whether S3 of a named recipe starts from a fresh head (P1)."""
@@ -383,7 +371,9 @@ class RecipeConfig(Section):
     def _short_forms(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"name": value}
-        return {"name": "custom", "stages": value} if isinstance(value, list) else value
+        if isinstance(value, list):
+            return {"name": "custom", "stages": cast("Any", value)}
+        return value
 
     @model_validator(mode="after")
     def _known(self) -> "RecipeConfig":
@@ -403,41 +393,44 @@ class RecipeConfig(Section):
         return self
 
 
-class TrainingConfig(StageSettings):
+class TrainingConfig(Section):
     """How the student is trained; a stage may set epochs, patience, rate and batch for itself."""
 
     workers: int | Literal["auto"] = "auto"
     """Ray Train workers. 0: in this process. auto: 0 where there is no more than one accelerator,
     else one a GPU."""
-    epochs: int = Field(10, gt=0)
+    epochs: int = Field(default=10, gt=0)
     """At most so many passes of a stage over its split; with unfreezing, of its last sub-step."""
-    patience: int = Field(3, gt=0)
+    partial_epochs: int | None = Field(default=None, gt=0)
+    """The same for sub-steps in which lower layers are still frozen; null: as `epochs`."""
+    patience: int = Field(default=3, gt=0)
     """Epochs without a better score before a sub-step ends (V1: 5)."""
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
     """Peak (P1: 1e-3 at batch 512)."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """cosine: down to `final_rate` of the peak over the sub-step's planned steps."""
-    batch_tokens: int = Field(1024, gt=0)
+    batch_tokens: int = Field(default=1024, gt=0)
     """Tokens a step over all workers, padding included."""
-    warmup: float = Field(0.05, ge=0, lt=1)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of a sub-step's planned steps in which the rate rises from 0."""
-    final_rate: float = Field(0.01, ge=0, le=1)
+    final_rate: float = Field(default=0.01, ge=0, le=1)
     """Rate at the end of a cosine, as a share of the peak."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled (AdamW); embeddings, biases and norms are left out."""
-    clip: float | None = Field(1.0, gt=0)
+    clip: float | None = Field(default=1.0, gt=0)
     """Largest norm of the gradient; null: none."""
-    accumulation: int = Field(1, gt=0)
+    accumulation: int = Field(default=1, gt=0)
     """Batches whose gradients make one step."""
-    autocast: Literal["none", "bfloat16"] = "none"
-    """Forward and backward pass in bfloat16 where it is safe; losses stay float32."""
-    held_out: float = Field(0.02, gt=0, lt=0.5)
+    autocast: Literal["auto", "none", "bfloat16"] = "auto"
+    """bfloat16: matrix products of forward and backward pass in bfloat16, losses in float32. auto:
+    where the processor or GPU multiplies it faster."""
+    held_out: float = Field(default=0.02, gt=0, lt=0.5)
     """Share of the transfer sentences, by id hash, on which hidden and logit stages are scored."""
-    window_shards: int = Field(8, gt=0)
+    window_shards: int = Field(default=8, gt=0)
     """Shards open at once; sentences are shuffled within this window."""
-    checkpoint_seconds: float = Field(60.0, ge=0)
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
     """Between resumable checkpoints."""
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(default=3, ge=0)
     """Restarts of dead workers before the run ends."""
 
 
@@ -450,24 +443,24 @@ class EvaluationConfig(Section):
     """Also train the same student without a teacher."""
     hard_labels: bool = False
     """Also train the same student on the teacher's best tags only."""
-    bootstrap: int = Field(1000, ge=0)
+    bootstrap: int = Field(default=1000, ge=0)
     """Resamples of the test sentences for the 95 % intervals; 0: none."""
     latency: bool = True
     """Measure teacher and student at batch 1 and 32."""
-    latency_length: int = Field(32, ge=3)
+    latency_length: int = Field(default=32, ge=3)
     """Tokens a sentence in that measurement (P1 table 16)."""
 
 
 class ClusterConfig(Section):
     """The machines."""
 
-    num_cpus: int | None = Field(None, gt=0)
-    """CPUs of a local Ray; null: those of the machine. Not used when RAY_ADDRESS names a cluster."""
-    num_gpus: int | None = Field(None, ge=0)
+    num_cpus: int | None = Field(default=None, gt=0)
+    """CPUs of a local Ray; null: those of the machine. Not used where RAY_ADDRESS is set."""
+    num_gpus: int | None = Field(default=None, ge=0)
     """GPUs of a local Ray; null: those of the machine."""
-    threads: int | None = Field(None, gt=0)
+    threads: int | None = Field(default=None, gt=0)
     """Threads of each forward or training process on CPUs; null: the CPUs shared out."""
-    object_store_gib: float = Field(0.5, gt=0)
+    object_store_gib: float = Field(default=0.5, gt=0)
     """Ray's shared memory on a local Ray: receipts travel through it, tensors do not."""
     max_resources: dict[str, float] | None = None
     """What an autoscaling cluster can grow to, e.g. {CPU: 512, GPU: 64}; null: what is there."""
@@ -495,126 +488,3 @@ class Config(Section):
                 f"training.workers is {self.training.workers}, expected 'auto' or 0 and more"
             )
         return self
-
-
-def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file, apply `section.key=value` overrides (values are YAML), check it all."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a config file: {error}") from error
-    values = _parse(text, path)
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{path}: holds {type(values).__name__}, expected sections such as `data:`"
-        )
-    for override in overrides:
-        _apply(values, override)
-    return make_config(values, path)
-
-
-def make_config(values: dict[str, Any], where: str) -> Config:
-    """Check plain values, as read from YAML; `where` names them in messages."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
-        more = (
-            f" (and {len(problems) - 1} more: {'; '.join(problems[1:4])})" if problems[1:] else ""
-        )
-        raise ConfigError(f"{where}: {problems[0]}{more}") from error
-
-
-def dump_config(config: Config) -> str:
-    """Return the resolved config as YAML that `load_config` reads back equal."""
-    stream = io.StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.dump(config.model_dump(mode="json"), stream)
-    return stream.getvalue()
-
-
-def changed_fields(old: Config, new: Config) -> list[str]:
-    """Dotted names of the fields that differ, each with both values."""
-    before, after = dict(_flatten(old.model_dump())), dict(_flatten(new.model_dump()))
-    return [
-        f"{key} (was {before.get(key)!r}, is {after.get(key)!r})"
-        for key in [*after, *(before.keys() - after.keys())]
-        if before.get(key) != after.get(key)
-    ]
-
-
-def _flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(values, dict) and values:
-        for key, value in values.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, values
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{where}: not YAML: {reason}") from error
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one `section.key=value` in place."""
-    dotted, sign, text = override.partition("=")
-    if not sign or not dotted:
-        raise ConfigError(f"'{override}': expected section.key=value, e.g. student.hidden=200")
-    *parents, key = dotted.split(".")
-    node = values
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if isinstance(child, str | list) and parent in SHORT_FORMS:
-            child = node[parent] = {SHORT_FORMS[parent]: child}
-        if not isinstance(child, dict):
-            raise ConfigError(f"'{override}': '{parent}' is {child!r} in the file, not a section")
-        node = child
-    node[key] = _parse(text, f"'{override}'")
-
-
-def _describe(problem: Any) -> str:
-    """Put one problem of pydantic's in our words: field, value, what is allowed."""
-    where = ".".join(str(part) for part in problem["loc"] if not _is_machinery(part))
-    kind, value = problem["type"], problem.get("input")
-    if kind == "extra_forbidden":
-        section, _, key = where.rpartition(".")
-        known = _keys_of(section)
-        near = difflib.get_close_matches(key, known, 1, 0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}"
-        return f"{section or 'the config'} has no key '{key}'; {hint}"
-    if kind == "missing":
-        return f"{where} is missing; it has no default"
-    if kind == "value_error":
-        reason = str(problem["ctx"]["error"])
-        return f"{where}: {reason}" if where else reason
-    return f"{where} = {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
-
-
-def _is_machinery(part: Any) -> bool:
-    """Whether a part of pydantic's location names a branch of a union, not a key."""
-    return isinstance(part, str) and (part in {"int", "list", "str"} or "[" in part)
-
-
-def _keys_of(section: str) -> list[str]:
-    """Keys that the section at this dotted place has."""
-    model: Any = Config
-    for part in section.split(".") if section else []:
-        if part.isdigit() or part not in model.model_fields:
-            continue
-        inner = _model_in(model.model_fields[part].annotation)
-        model = inner or model
-    return list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[Section] | None:
-    """Return the section class inside an annotation such as `list[SourceConfig] | None`."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return annotation if issubclass(annotation, Section) else None
-    found = (_model_in(argument) for argument in typing.get_args(annotation))
-    return next((model for model in found if model is not None), None)

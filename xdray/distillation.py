@@ -7,19 +7,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.torch import save_file
-from torch import arange, from_numpy, inference_mode, ones_like
+from torch import arange, inference_mode, ones_like
 
 from xdray import __version__
-from xdray.annotation import Annotated, annotate, token_counts
-from xdray.assessment import assess_split, compare, score_model, weigh_and_time
+from xdray.annotation import Annotated, annotate
+from xdray.assessment import assess_split, score_model, systems_report, weigh_and_time
 from xdray.cluster import Cluster, fit_on_workers, plan_resources
 from xdray.config import Config
 from xdray.corpus import Labelled, TransferPlan, plan_transfer, read_labelled, text_keys
 from xdray.errors import ConfigError, ExportError
-from xdray.evaluation import machine
-from xdray.header import ModelHeader, read_header, resolve_model
+from xdray.header import ModelHeader, read_header
 from xdray.labels import LabelSet
 from xdray.learning import (
     Lesson,
@@ -27,12 +24,12 @@ from xdray.learning import (
     finetune,
     finished_student,
     learn,
-    tokenise,
-    words_and_tags,
+    prepare_start,
 )
 from xdray.planning import check_plan
 from xdray.report import model_card, summary_table, write_report
 from xdray.runs import Run, open_run
+from xdray.sessions import LocalSession
 from xdray.stages import (
     Stage,
     finetune_stage,
@@ -40,12 +37,11 @@ from xdray.stages import (
     needed_layers,
     plan_stages,
 )
-from xdray.sessions import LocalSession
 from xdray.storage import fingerprint
-from xdray.student import load_student, save_student, svd_embeddings
-from xdray.teacher import embedding_table, save_finetuned
+from xdray.student import load_student, save_student
+from xdray.teacher import best_dtype, default_device, model_folder, save_finetuned
 from xdray.tokens import fingerprint as tokenizer_fingerprint
-from xdray.tokens import load_tokenizer, prune_tokenizer
+from xdray.tokens import load_tokenizer
 
 Report = dict[str, Any]
 
@@ -74,7 +70,9 @@ def distill(config: Config, *, fresh: bool = False) -> Report:
         corpus = read_corpus(run)
         teacher = make_teacher(run, cluster, corpus)  # fine-tuned here, or the folder given
         targets = annotate_all(run, cluster, corpus, teacher, needed_layers(stages))
-        start = prepare_start(run, corpus, targets, teacher)
+        start = prepare_start(
+            config, run.path("start"), teacher, targets.transfer, corpus.splits["train"].sentences
+        )
         lesson = make_lesson(run, corpus, targets, header, start, stages, "")
         rows = train(run, cluster, lesson)
         controls = train_controls(run, cluster, lesson, rows)
@@ -111,16 +109,16 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
     """Return the folder of the fine-tuned teacher; fine-tune it first where the config says so."""
     config = run.config
     if config.teacher.model is not None:
-        return local_model(config.teacher.model)
+        return str(model_folder(config.teacher.model))
     assert config.teacher.finetune is not None
     folder = run.path("teacher")
     if (folder / "config.json").is_file():
         run.console.say(f"teacher: fine-tuned before, taken from {folder}")
         return str(folder)
-    encoder = local_model(config.teacher.finetune.encoder)
+    encoder = str(model_folder(config.teacher.finetune.encoder))
     settings = config.teacher.finetune.model_dump(mode="json")
     lesson = Lesson(
-        config=config,
+        config=settled(run),
         labels=corpus.labels.tags,
         stages=(finetune_stage(config),),
         base={"finetune": settings, "data": corpus.fingerprint, "seed": config.run.seed},
@@ -136,54 +134,12 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
     return str(folder)
 
 
-def local_model(name: str) -> str:
-    """Return the folder of a model; one of the Hub is downloaded to the Hub's cache."""
-    folder = resolve_model(name)
-    if Path(folder).is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(folder, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
-
-
 def annotate_all(
     run: Run, cluster: Cluster, corpus: Corpus, teacher: str, layers: tuple[int, ...]
 ) -> Annotated:
     """Run the teacher over the transfer text, and over dev and test to score it, once."""
     scored = {split: corpus.splits[split].sentences for split in ("dev", "test")}
     return annotate(run, cluster, teacher, corpus.labels, layers, corpus.transfer.shards, scored)
-
-
-def prepare_start(run: Run, corpus: Corpus, targets: Annotated, teacher: str) -> Path:
-    """Write what every student starts from: tokenizer, embeddings, teacher id to student id.
-
-    The vocabulary is that of the teacher, or cut to the tokens of train and transfer text (P1
-    section 2.1); the embeddings are the SVD of the teacher's (P1 section 2.2).
-    """
-    config, folder = run.config, run.path("start")
-    if (folder / "student_ids.npy").is_file():  # written last
-        return folder
-    tokenizer = load_tokenizer(teacher)
-    table = embedding_table(teacher)
-    teacher_ids = student_ids = np.arange(len(table))
-    if config.tokens.vocabulary == "pruned":
-        used = token_counts(targets.transfer, len(table)) > 0
-        words, _ = words_and_tags(corpus.splits["train"].sentences, config.tokens.words)
-        used[tokenise(tokenizer, words, config.tokens.max_length)[0].ids] = True
-        pruned = prune_tokenizer(tokenizer, used)
-        tokenizer, teacher_ids, student_ids = (
-            pruned.tokenizer,
-            pruned.teacher_ids,
-            pruned.student_ids,
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
-    if config.student.embedding_init == "svd":
-        embeddings = svd_embeddings(table, config.student.embedding, from_numpy(teacher_ids))
-        save_file({"embeddings": embeddings}, folder / "embeddings.safetensors")
-    run.console.say(f"vocabulary: {len(teacher_ids)} of the teacher's {len(table)} tokens")
-    np.save(folder / "student_ids.npy", student_ids)
-    return folder
 
 
 def make_lesson(
@@ -196,7 +152,7 @@ def make_lesson(
     control: str,
 ) -> Lesson:
     """Name all that a student is made from. control: "" the student, else its folder's name."""
-    config = run.config
+    config = settled(run)
     training = config.training.model_dump(mode="json")
     for name in ("workers", "checkpoint_seconds", "max_failures"):
         training.pop(name)  # how, not what
@@ -224,6 +180,17 @@ def make_lesson(
         start_from=None if other is None else str(Path(other, control, "stages")),
         threads=plan_resources(config, None).threads_per_worker,
     )
+
+
+def settled(run: Run) -> Config:
+    """Return the config with `training.autocast` worked out, the same when a run is resumed."""
+    config = run.config
+    if config.training.autocast != "auto":
+        return config
+    dtype = run.remembered("autocast", lambda: best_dtype(default_device()))
+    autocast = "bfloat16" if dtype == "bfloat16" else "none"
+    training = config.training.model_copy(update={"autocast": autocast})
+    return config.model_copy(update={"training": training})
 
 
 def train(run: Run, cluster: Cluster, lesson: Lesson, loop: Any = learn) -> list[dict[str, Any]]:
@@ -295,48 +262,14 @@ def assess(
     reloaded = load_student(run.path("student"))
     check_export(student, reloaded, run.path("student"))
     costs = weigh_and_time(config, labels, teacher, str(run.path("student")), reloaded)
-    sizes = costs.pop("sizes")
-    header = read_header(teacher)
     report: Report = {
         "job": "distill",
         "status": "done",
         "run_dir": str(run.folder),
-        "seconds": 0.0,
+        "seconds": round(time.monotonic() - started, 2),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,
-        "task": {
-            "kind": config.task.kind,
-            "labels": list(labels.tags),
-            "languages": sorted({s.language for s in test.sentences}),
-        },
-        "teacher": {
-            "name": config.teacher.model or f"fine-tuned {header.model_type}",
-            **sizes["teacher"],
-            "dev": dev.scores["teacher"],
-            "test": test.scores["teacher"],
-        },
-        "student": {
-            "kind": config.student.kind,
-            "shape": student_shape(config),
-            **sizes["student"],
-            "vocabulary": len(tokenizers[1]),
-            "dev": dev.scores["student"],
-            "test": test.scores["student"],
-            "segmentation": {"dev": dev.segmentation, "test": test.segmentation},
-        },
-        **{name: None for name in ("baseline", "hard_labels")},
-        **{
-            name: {
-                "dev": dev.scores[name],
-                "test": test.scores[name],
-                "steps": sum(row["steps"] for row in its_rows),
-            }
-            for name, (_, its_rows) in controls.items()
-        },
-        **compare(config, test),
-        "agreement": test.agreement,
-        **costs,
-        "machine": machine(),
+        **systems_report(config, labels, teacher, dev, test, costs),
         "targets": targets.facts,
         "evaluation": {
             "metric": config.evaluation.metric,
@@ -349,7 +282,8 @@ def assess(
         "plan": plan_resources(config, None).as_dict(),
         "config": config.model_dump(mode="json"),
     }
-    report["seconds"] = round(time.monotonic() - started, 2)
+    for name, (_, its_rows) in controls.items():
+        report[name]["steps"] = sum(row["steps"] for row in its_rows)
     (run.path("student") / "README.md").write_text(model_card(report), encoding="utf-8")
     report["report"] = str(write_report(run.folder, report))
     run.console.show(summary_table(report))
@@ -370,13 +304,6 @@ def check_export(student: Any, reloaded: Any, folder: Path) -> None:
             f"{folder}: the reloaded student's logits differ by {difference:.2g}, expected none; "
             "delete the folder and run again"
         )
-
-
-def student_shape(config: Config) -> dict[str, Any]:
-    """Return the fields of the config that make the student's shape."""
-    student = config.student
-    shape = {"embedding": student.embedding, "hidden": student.hidden, "layers": student.layers}
-    return shape if student.kind == "bilstm" else shape | {"heads": student.num_heads}
 
 
 LAST_LINE = [

@@ -1,4 +1,4 @@
-"""The BIO tag set: order, ids, what may follow what, and the ways other schemes are read into it."""
+"""The BIO tag set: order, ids, what may follow what, and how other schemes are read into it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class LabelSet:
 
 
 def label_set_of(tags: set[str]) -> LabelSet:
-    """Return the tag set that covers `tags`: O, then B- and I- of each type in alphabetical order."""
+    """Return the tag set of `tags`: O, then B- and I- of each type in alphabetical order."""
     kinds = sorted({split_tag(tag)[1] for tag in tags if tag != OUTSIDE})
     return LabelSet((OUTSIDE, *(f"{prefix}-{kind}" for kind in kinds for prefix in ("B", "I"))))
 

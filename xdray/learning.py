@@ -13,26 +13,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch import distributed as dist
 from transformers import PreTrainedTokenizerFast
 
 from xdray.batches import BatchPlan, Loader, Tokens
-from xdray.sessions import Session
 from xdray.config import Config
 from xdray.console import Console
 from xdray.corpus import Sentence, read_labelled
 from xdray.evaluation import entity_scores
 from xdray.labels import LabelSet
 from xdray.learner import Learner
+from xdray.sessions import Session
 from xdray.stages import Stage, chain_keys
-from xdray.student import Student, build_student
+from xdray.student import Student, build_student, svd_embeddings
 from xdray.targets import TargetView, hidden_part
 from xdray.tasks.tagging import decode_tags, predict_logits, token_labels
-from xdray.teacher import TeacherLearner
-from xdray.tokens import encode, load_tokenizer, words_of
+from xdray.teacher import TeacherLearner, embedding_table
+from xdray.tokens import encode, load_tokenizer, pad_id_of, words_of
 from xdray.training import Training, run_stages
+from xdray.vocabulary import prune_tokenizer
 
 SCORING_TOKENS = 4096
 """Tokens of a batch when scoring, padding included."""
@@ -133,7 +134,7 @@ class Scorer:
         self.languages = [sentence.language for sentence in sentences]
         self.labels = labels
         self.session = session
-        self.pad_id = int(tokenizer.pad_token_id or 0)
+        self.pad_id = pad_id_of(tokenizer)
         self.mine = range(session.rank, len(sentences), session.world_size)
         mine = [self.words[row] for row in self.mine]
         self.tokens, self.cut_words = tokenise(tokenizer, mine, config.tokens.max_length)
@@ -192,7 +193,7 @@ def learn(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
         )
         mapping = id_map if split == "transfer" else None
         return Loader(
-            plan, stage.layers, _pad_id(tokenizer), mapping, session.rank, session.world_size
+            plan, stage.layers, pad_id_of(tokenizer), mapping, session.rank, session.world_size
         )
 
     return _run(lesson, session, student, tokenizer, labels, plan_of)
@@ -206,7 +207,7 @@ def finetune(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
 
     def plan_of(stage: Stage, split: str, train: LabelledSource) -> Loader:
         plan = BatchPlan(train, stage.batch_tokens, 1, seed=config.run.seed)
-        return Loader(plan, (), _pad_id(tokenizer), None, session.rank, session.world_size)
+        return Loader(plan, (), pad_id_of(tokenizer), None, session.rank, session.world_size)
 
     return _run(lesson, session, teacher, tokenizer, labels, plan_of)
 
@@ -258,6 +259,46 @@ def labelled_tokens(
     return tokens
 
 
+def prepare_start(
+    config: Config, folder: Path, teacher: str, transfer: TargetView, train: Sequence[Sentence]
+) -> Path:
+    """Write what every student starts from: tokenizer, embeddings, teacher id to student id.
+
+    The vocabulary is that of the teacher, or cut to the tokens of train and transfer text (P1
+    section 2.1); the embeddings are the SVD of the teacher's (P1 section 2.2).
+    """
+    if (folder / "student_ids.npy").is_file():  # written last
+        return folder
+    tokenizer = load_tokenizer(teacher)
+    table = embedding_table(teacher)
+    teacher_ids = student_ids = np.arange(len(table))
+    if config.tokens.vocabulary == "pruned":
+        used = seen_tokens(transfer, len(table))
+        words, _ = words_and_tags(train, config.tokens.words)
+        used[tokenise(tokenizer, words, config.tokens.max_length)[0].ids] = True
+        pruned = prune_tokenizer(tokenizer, used)
+        tokenizer, teacher_ids, student_ids = (
+            pruned.tokenizer,
+            pruned.teacher_ids,
+            pruned.student_ids,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    if config.student.embedding_init == "svd":
+        embeddings = svd_embeddings(table, config.student.embedding, torch.from_numpy(teacher_ids))
+        save_file({"embeddings": embeddings}, folder / "embeddings.safetensors")
+    np.save(folder / "student_ids.npy", student_ids)
+    return folder
+
+
+def seen_tokens(view: TargetView, vocab_size: int) -> NDArray[np.bool_]:
+    """(V,) True on the teacher's tokens that occur in the transfer text."""
+    seen = np.zeros(vocab_size, dtype=bool)
+    for shard in range(len(view.shard_ids)):
+        seen[view.load_shard(shard, ()).ids] = True
+    return seen
+
+
 def start_student(lesson: Lesson, tokenizer: PreTrainedTokenizerFast) -> Student:
     """Build the student of a lesson as it is before its first stage."""
     config = lesson.config
@@ -267,7 +308,7 @@ def start_student(lesson: Lesson, tokenizer: PreTrainedTokenizerFast) -> Student
         vocab_size=len(tokenizer),
         teacher_width=lesson.teacher_width,
         labels=LabelSet(lesson.labels),
-        pad_token_id=_pad_id(tokenizer),
+        pad_token_id=pad_id_of(tokenizer),
         max_length=config.tokens.max_length,
         embeddings=load_file(path)["embeddings"] if path.is_file() else None,
         seed=config.run.seed,
@@ -275,7 +316,7 @@ def start_student(lesson: Lesson, tokenizer: PreTrainedTokenizerFast) -> Student
 
 
 def control_epochs(lesson: Lesson, rows: Sequence[Mapping[str, Any]], loss: str) -> int:
-    """Epochs that give a control at least the student's steps with labels, or passes with logits."""
+    """Epochs that give a control the student's steps with labels, or passes with logits."""
     config = lesson.config
     if loss == "hard_labels":
         passes = [row["epochs"] for row in rows if row["stage"] != "representation"]
@@ -294,7 +335,3 @@ def finished_student(lesson: Lesson, tokenizer: PreTrainedTokenizerFast) -> Stud
     last = sorted(Path(lesson.folder).glob("[0-9]*/stage.json"))[len(lesson.stages) - 1]
     student.load_state_dict(load_file(last.parent / "student.safetensors"))
     return student.eval()
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    return int(tokenizer.pad_token_id or 0)

@@ -23,7 +23,7 @@ from xdray.labels import LabelSet
 from xdray.resources import pool_plan
 from xdray.student import load_student
 from xdray.tasks.tagging import decode_tags, entities_of, first_tokens, predict_logits
-from xdray.tokens import encode, load_tokenizer, split_words
+from xdray.tokens import encode, load_tokenizer, pad_id_of, split_words
 
 BATCH_TOKENS = 4096
 """Tokens of a forward pass, padding included."""
@@ -57,7 +57,8 @@ class Predictor:
     def __init__(self, model: str, rule: str, threads: int, device: str) -> None:
         """Load the model's folder. rule: how raw text is split into words."""
         torch.set_num_threads(threads)
-        self.model = load_student(model).to(device)
+        self.model: Any = load_student(model)
+        self.model.to(device)
         self.tokenizer = load_tokenizer(model)
         self.labels = LabelSet(tuple(self.model.config.id2label.values()))
         self.max_length = int(min(self.tokenizer.model_max_length, 512))
@@ -127,7 +128,7 @@ class Predictor:
                 input_ids=input_ids.to(self.device), attention_mask=mask.to(self.device)
             ).logits
 
-        pad_id = int(self.tokenizer.pad_token_id or 0)
+        pad_id = pad_id_of(self.tokenizer)
         return predict_logits(forward, tokens, BATCH_TOKENS, pad_id, len(self.labels))
 
 
@@ -164,7 +165,7 @@ def predict_files(
     shard_sentences: int = 4096,
     rule: str = "punctuation",
 ) -> dict[str, Any]:
-    """Tag text files; writes one .jsonl or .parquet, in the order of the input, whole or not at all.
+    """Tag text files; writes one .jsonl or .parquet in the input's order, whole or not at all.
 
     Empty lines are left out and counted. Memory does not grow with the text.
     """

@@ -7,6 +7,7 @@ run is refused here with the arithmetic, since Ray would wait for it for ever.
 
 import dataclasses
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,20 @@ def machine_resources(config: ClusterConfig) -> Resources:
     return Resources(cpus, gpus if config.num_gpus is None else config.num_gpus, THIS_MACHINE)
 
 
+def check_address(address: str) -> None:
+    """Raise ClusterError where nothing listens at "host:port"; Ray would try for a quarter hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():  # "auto"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ClusterError(
+            f"RAY_ADDRESS: nothing answers at {address} ({error.strerror or error}), expected a "
+            "running cluster; start it, or unset RAY_ADDRESS to use this machine"
+        ) from error
+
+
 def _visible_gpus(devices: Path) -> int:
     """Count NVIDIA's device files, at most as many as CUDA_VISIBLE_DEVICES names."""
     count = sum(path.name[6:].isdigit() for path in devices.glob("nvidia*"))
@@ -107,6 +122,24 @@ def fit_plan(config: Config, shards: int | None, there: Resources) -> ResourcePl
         cpus_per_worker=1,
         gpus_per_worker=min(1, there.gpus),
         threads_per_worker=threads_of(workers),
+        reader_cpus=READER_CPUS,
+        available=there,
+    )
+
+
+def pool_plan(there: Resources, replicas: int, shards: int) -> ResourcePlan:
+    """Fit a pool of predicting actors, and nothing else. Raises ClusterError with the arithmetic."""
+    _check("--replicas", "actor", replicas, READER_CPUS, there)
+    replicas = max(1, min(replicas, shards))
+    return ResourcePlan(
+        replicas=replicas,
+        cpus_per_replica=1,
+        gpus_per_replica=min(1, there.gpus),
+        threads_per_replica=min(MAX_THREADS, max(1, there.cpus // replicas)),
+        workers=0,
+        cpus_per_worker=0,
+        gpus_per_worker=0,
+        threads_per_worker=0,
         reader_cpus=READER_CPUS,
         available=there,
     )

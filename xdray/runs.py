@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xdray.config import Config, changed_fields, dump_config, load_config
+from xdray.config import Config
+from xdray.configfile import changed_fields, dump_config, load_config
 from xdray.console import Console
 from xdray.errors import ConfigError
 from xdray.storage import write_bytes_atomic
@@ -53,7 +54,7 @@ class Run:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def remembered(self, name: str, work: Callable[[], str]) -> str:
-        """Return what `work` returned in the first call of this run: a resumed run does the same."""
+        """Return what `work` returned in the first call of a run, also when it is resumed."""
         known = self.read_json("remembered.json") or {}
         if name not in known:
             known[name] = work()

@@ -8,14 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from xdray.config import (
-    Config,
-    RecipeConfig,
-    StageConfig,
-    StageSettings,
-    StudentConfig,
-    TermConfig,
-)
+from xdray.config import Config, RecipeConfig, StageConfig, StageSettings, StudentConfig, TermConfig
 from xdray.errors import ConfigError
 from xdray.storage import fingerprint
 
@@ -130,7 +123,7 @@ def needed_layers(stages: Sequence[Stage]) -> tuple[int, ...]:
 
 
 def chain_keys(stages: Sequence[Stage], base: dict[str, Any]) -> list[str]:
-    """Key of each stage: the hash of `base` (student, data, targets, seed ...), itself and all before.
+    """Key of each stage: the hash of `base` (student, data, targets ...), itself and all before.
 
     Two runs whose first stages have equal keys end these stages with the same weights.
     """
@@ -147,10 +140,7 @@ _LABELS = TermConfig(loss="labels", split="train")
 
 def _recipe_stages(recipe: RecipeConfig) -> list[StageConfig]:
     """Stages of a named recipe (P1 section 4, table 3), overrides applied; or those written out."""
-    if recipe.stages is not None:
-        stages = list(recipe.stages)
-    else:
-        stages = _named_stages(recipe)
+    stages = _named_stages(recipe) if recipe.stages is None else recipe.stages
     names = [stage.name for stage in stages]
     for name in recipe.overrides:
         if name not in names:
@@ -198,7 +188,7 @@ def _term(term: TermConfig, default_layer: int, num_layers: int) -> Term:
         layer = default_layer if term.layer is None else term.layer
         if not 0 <= layer <= num_layers:
             raise ConfigError(
-                f"recipe.layer = {layer}: the teacher has layers 0 (embedding output) to {num_layers}"
+                f"recipe.layer = {layer}: the teacher has layers 0 (embeddings) to {num_layers}"
             )
     return Term(
         loss=term.loss,

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xdray.corpus import Shard
-from xdray.errors import TargetsError
+from xdray.errors import TargetsError, XdrayError
 from xdray.parts import LOGITS, PartFile, hidden_part, layer_and_codec
 from xdray.storage import (
     absolute,
@@ -41,6 +41,8 @@ STARTS = 2
 """Starts of a shard in one run that may end with its actor's death; the next start is refused."""
 READERS = 16
 """Footers read at once: on an object store each takes a round trip."""
+FOREIGN = "foreign"
+"""In place of a part's name: a file that no store wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ class TargetView:
                 raise ValueError(f"{len(flat)} lengths of {sum(rows)} sentences")
             saved |= {name: tuple(saved[name]) for name in ("parts", "shard_ids")}
             return cls(**saved, lengths=np.split(flat, np.cumsum(rows)[:-1]))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, XdrayError) as error:
             raise TargetsError(
                 f"{path}: missing or damaged ({error}); delete it and run the same command again"
             ) from error
@@ -242,8 +244,12 @@ def verify_stores(uri: str, key: str | None = None) -> list[dict[str, Any]]:
             facts["problems"].append(f"{folder}/store.json: not the identity that made this key")
         for path in file_sizes(join(folder, "shards")):
             facts["files"] += 1
+            shard_id, part = _part_of(path)
+            if part == FOREIGN:
+                facts["problems"].append(f"{folder}/shards/{path}: no file of a store; move it")
+                continue
             try:
-                facts["rows"] += PartFile(folder, name, *_part_of(path)).verify()
+                facts["rows"] += PartFile(folder, name, shard_id, part).verify()
             except TargetsError as error:
                 facts["problems"].append(str(error))
         found.append(facts)
@@ -251,10 +257,11 @@ def verify_stores(uri: str, key: str | None = None) -> list[dict[str, Any]]:
 
 
 def delete_store(uri: str, key: str) -> list[dict[str, Any]]:
-    """Delete one store with all that is in it; returns what `list_stores` said of it."""
-    found = list_stores(uri, key)
-    delete_tree(join(uri, key))
-    return found
+    """Delete one store with all that is in it; returns its key and bytes."""
+    (name,) = _store_keys(uri, key)
+    found = {"key": name, "bytes": size(join(uri, name))}
+    delete_tree(join(uri, name))
+    return [found]
 
 
 def _store_keys(uri: str, key: str | None) -> list[str]:
@@ -268,9 +275,10 @@ def _store_keys(uri: str, key: str | None) -> list[str]:
 
 
 def _part_of(path: str) -> tuple[str, str]:
-    """Shard id and part of a file's path."""
-    shard_id, part, _ = path.rpartition("/")[2].split(".")
-    return shard_id, part
+    """Shard id and part that a file's path names; ("", FOREIGN) for what is no file of ours."""
+    shard_id, _, rest = path.rpartition("/")[2].partition(".")
+    part, _, ending = rest.rpartition(".")
+    return (shard_id, part) if ending == "parquet" and part else ("", FOREIGN)
 
 
 def _codec_errors(footers: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -5,6 +5,7 @@ mask are passed on, which every family of encoders takes. Layer 0 is the output 
 layer l that of encoder layer l.
 """
 
+import copy
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -186,27 +187,35 @@ def best_dtype(device: str, width: int = 768) -> str:
     """Name of the dtype of the fastest forward pass there: a key of DTYPES.
 
     GPU: bfloat16 from compute capability 8. CPU: bfloat16 where a layer's feed-forward part of this
-    width takes at most 1 / FASTER of the time, measured at the thread count of this process.
+    width takes at most 1 / FASTER of the time, measured on one thread in its own CPU time, so that
+    what else the machine does matters little: another dtype is another store.
     """
     if device.startswith("cuda"):
         return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
-    times = {name: _layer_seconds(width, dtype) for name, dtype in DTYPES.items()}
-    return "bfloat16" if times["float32"] >= FASTER * times["bfloat16"] else "float32"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds = _layer_seconds(width)
+    finally:
+        torch.set_num_threads(threads)
+    return "bfloat16" if seconds["float32"] >= FASTER * seconds["bfloat16"] else "float32"
 
 
-def _layer_seconds(width: int, dtype: torch.dtype) -> float:
-    """Shortest of a few runs of a feed-forward part on 512 tokens."""
+def _layer_seconds(width: int) -> dict[str, float]:
+    """Shortest of some runs of a feed-forward part on 256 tokens, by dtype, taken in turn."""
     layer = nn.Sequential(
         nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.LayerNorm(width)
-    ).to(dtype)
-    tokens = torch.ones(512, width, dtype=dtype)
-    times = []
+    )
+    layers = {name: copy.deepcopy(layer).to(dtype) for name, dtype in DTYPES.items()}
+    tokens = {name: torch.ones(256, width, dtype=dtype) for name, dtype in DTYPES.items()}
+    seconds = dict.fromkeys(DTYPES, float("inf"))
     with torch.inference_mode():
-        for _ in range(6):
-            started = time.perf_counter()
-            layer(tokens)
-            times.append(time.perf_counter() - started)
-    return min(times)
+        for _ in range(12):
+            for name, timed in layers.items():
+                started = time.thread_time()
+                timed(tokens[name])
+                seconds[name] = min(seconds[name], time.thread_time() - started)
+    return seconds
 
 
 @contextmanager

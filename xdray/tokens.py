@@ -1,4 +1,4 @@
-"""Words to tokens (subwords): splitting text, encoding, cutting to length, pruning a vocabulary.
+"""Words to tokens (subwords): splitting text, encoding, cutting to length.
 
 Letters: N tokens of all sentences end to end, S sentences, V ids of a vocabulary. transformers is
 imported where a tokenizer is loaded or built, so that splitting words costs nothing.
@@ -6,14 +6,12 @@ imported where a tokenizer is loaded or built, so that splitting words costs not
 
 import functools
 import hashlib
-import importlib.util
 import itertools
 import json
 import re
 import sys
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +21,7 @@ import numpy.typing as npt
 
 from xdray.corpus import Sentence
 from xdray.errors import ConfigError
+from xdray.header import resolve_model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,18 +34,8 @@ CJK = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U0001aff0-\U0001b16f"
     "\U00020000-\U0003ffff"
 )
-METASPACE = "\u2581"  # begins a word in a Unigram vocabulary
 PROBES = ("a", "e", "0", ".", "\u7684")  # words of which any tokenizer knows one
 SENTENCES_PER_CALL = 1000  # held at once by the Rust side, about 200 bytes a token
-TOKENIZER_SETTINGS = (
-    "model_max_length",
-    "padding_side",
-    "truncation_side",
-    "model_input_names",
-    "clean_up_tokenization_spaces",
-    "split_special_tokens",
-    "extra_special_tokens",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +50,6 @@ class Encoded:
     """(S + 1,) where each sentence starts, and N."""
     cut_words: npt.NDArray[np.int64]
     """(S,) words that the length cut off: all their tokens are gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pruned:
-    """A tokenizer that kept a part of its vocabulary, and where its ids came from."""
-
-    tokenizer: "PreTrainedTokenizerFast"
-    teacher_ids: npt.NDArray[np.int64]
-    """(V_student,) id in the full vocabulary of each kept token."""
-    student_ids: npt.NDArray[np.int64]
-    """(V_teacher,) id in the pruned vocabulary, -1 where dropped."""
 
 
 def split_words(text: str, rule: str) -> list[tuple[int, int]]:
@@ -114,30 +92,6 @@ def _characters(categories: str) -> str:
         group = [code for _, code in run]
         parts.append(f"\\U{group[0]:08x}-\\U{group[-1]:08x}")
     return "".join(parts)
-
-
-def resolve_model(name: str) -> str:
-    """Turn "package:NAME/FOLDER" into the folder inside that installed Python package.
-
-    The package is found, not imported. Any other name comes back as it is. Raises ConfigError.
-    """
-    scheme, _, rest = name.partition(":")
-    if scheme != "package":
-        return name
-    package, _, folder = rest.partition("/")
-    if not package.isidentifier() or not folder:
-        raise ConfigError(
-            f"'{name}': expected package:NAME/FOLDER, with a top-level package's name"
-        )
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        raise ConfigError(f"'{name}': no Python package '{package}' is installed; install it first")
-    places = [Path(place) / folder for place in spec.submodule_search_locations or ()]
-    for place in places:
-        if place.is_dir():
-            return str(place)
-    looked = f"looked for {', '.join(map(str, places))}" if places else "it is a single file"
-    raise ConfigError(f"'{name}': no such folder in the package '{package}' ({looked})")
 
 
 def load_tokenizer(model: str) -> "PreTrainedTokenizerFast":
@@ -210,6 +164,12 @@ def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def pad_id_of(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """Id of the padding token, 0 where there is none (masked all the same)."""
+    pad_id: Any = tokenizer.pad_token_id
+    return int(pad_id or 0)
+
+
 def encode(
     tokenizer: "PreTrainedTokenizerFast", sentences: Sequence[Sequence[str]], max_length: int
 ) -> Encoded:
@@ -267,7 +227,7 @@ def is_first(
 
 def _special_ids(tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], list[int]]:
     """Return the special ids before and after a sentence."""
-    backend = _unlimited(tokenizer)
+    backend = unlimited(tokenizer)
     for probe in PROBES:
         encoding = backend.encode([probe], is_pretokenized=True)
         special = encoding.special_tokens_mask
@@ -277,8 +237,8 @@ def _special_ids(tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], list[
     raise ConfigError(f"the tokenizer has no token for any of {', '.join(PROBES)}; is it trained?")
 
 
-def _unlimited(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
-    """Return the Rust tokenizer, without the truncation and padding that its file may carry."""
+def unlimited(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
+    """Return the Rust tokenizer, without the truncation and padding its file may carry."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -290,7 +250,7 @@ def _encode_words(
     tokenizer: "PreTrainedTokenizerFast", sentences: Sequence[Sequence[str]]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Ids (N,), word ids (N,) and lengths (S,), uncut and without special tokens."""
-    backend = _unlimited(tokenizer)
+    backend = unlimited(tokenizer)
     ids, word_ids, lengths = [np.empty(0, np.int32)], [np.empty(0, np.int32)], []
     for start in range(0, len(sentences), SENTENCES_PER_CALL):
         group = list(sentences[start : start + SENTENCES_PER_CALL])
@@ -314,155 +274,3 @@ def _kept_lengths(
     word_start = np.maximum.accumulate(first)[starts[long] + budget] - starts[long]
     kept[long] = np.where(word_start > 0, word_start, budget)
     return kept
-
-
-def prune_tokenizer(tokenizer: "PreTrainedTokenizerFast", used: npt.NDArray[np.bool_]) -> Pruned:
-    """Cut a vocabulary to the used tokens, its special and added tokens, and single characters.
-
-    used: (V_teacher,) bool, True on ids seen; V_teacher may exceed the vocabulary (padded
-    embedding tables). WordPiece and Unigram. Words whose tokens are all kept segment as before: a
-    subset of the pieces leaves WordPiece's longest match and Unigram's best path where they were,
-    since each character of a used piece stays a piece (one without gets the unknown token's score)
-    and the lowest score, from which Unigram takes the unknown one's, stays too.
-    Ids keep their order. The result is a PreTrainedTokenizerFast, whatever the class was: others
-    are rebuilt from the vocabulary when loaded, and lose a customised normaliser. Raises
-    ConfigError for other kinds of vocabulary.
-    """
-    from tokenizers import Tokenizer
-
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    model, added = rules["model"], rules["added_tokens"]
-    kind = model.get("type")
-    if kind not in {"WordPiece", "Unigram"}:
-        raise ConfigError(
-            f"tokens.vocabulary: pruned, but the teacher has a {kind} vocabulary, expected "
-            "WordPiece or Unigram (merges need their ancestors); set tokens.vocabulary: full"
-        )
-    pieces = _pieces(model)
-    added_ids = sorted(token["id"] for token in added)
-    size = max([*pieces.values(), *added_ids]) + 1
-    if len(used) < size:
-        raise ConfigError(
-            f"the teacher's table has {len(used)} rows, its tokenizer ids up to {size - 1}; "
-            "load the tokenizer that belongs to the teacher"
-        )
-    is_piece = np.zeros(len(used), np.bool_)
-    is_piece[list(pieces.values())] = True
-    keep = used.copy()
-    keep[[*_always_kept(model, pieces, used), *added_ids]] = True
-    # Added tokens that are no pieces come last: that is where a Tokenizer puts them.
-    beyond = [index for index in added_ids if not is_piece[index]]
-    teacher_ids = np.asarray([*np.flatnonzero(keep & is_piece), *beyond], np.int64)
-    student_ids = np.full(len(used), -1, np.int64)
-    student_ids[teacher_ids] = np.arange(len(teacher_ids))
-    _renumber(rules, student_ids.tolist())
-    pruned = _like(tokenizer, Tokenizer.from_str(json.dumps(rules)))
-    return Pruned(pruned, teacher_ids, student_ids)
-
-
-def _pieces(model: dict[str, Any]) -> dict[str, int]:
-    """Piece to id of a model's own vocabulary."""
-    if model["type"] == "WordPiece":
-        return model["vocab"]
-    return {piece: index for index, (piece, _) in enumerate(model["vocab"])}
-
-
-def _always_kept(
-    model: dict[str, Any], pieces: dict[str, int], used: npt.NDArray[np.bool_]
-) -> list[int]:
-    """Ids of the unknown token, of the single characters of used pieces, and what scores need."""
-    seen = [piece for piece, index in pieces.items() if used[index]]
-    kept: list[int] = []
-    if model["type"] == "WordPiece":
-        mark = model["continuing_subword_prefix"]
-        kept.append(pieces[model["unk_token"]])
-    else:
-        mark = METASPACE
-        lowest = min(pieces, key=lambda piece: model["vocab"][pieces[piece]][1])
-        seen.append(lowest)
-        kept.append(pieces[lowest])
-        if model["unk_id"] is not None:
-            kept.append(model["unk_id"])
-        if model.get("byte_fallback"):
-            kept.extend(pieces[byte] for byte in map("<0x{:02X}>".format, range(256)))
-    for character in set().union(*seen):
-        forms = (character, mark + character)
-        kept.extend(pieces[form] for form in forms if form in pieces)
-    return kept
-
-
-def _renumber(rules: dict[str, Any], student_ids: list[int]) -> None:
-    """Put the new ids into a tokenizer's rules, in place; dropped pieces leave."""
-    model = rules["model"]
-    if model["type"] == "WordPiece":
-        new = {piece: student_ids[index] for piece, index in model["vocab"].items()}
-        model["vocab"] = {piece: index for piece, index in new.items() if index >= 0}
-    else:
-        model["vocab"] = [
-            entry for index, entry in enumerate(model["vocab"]) if student_ids[index] >= 0
-        ]
-        if model["unk_id"] is not None:
-            model["unk_id"] = student_ids[model["unk_id"]]
-    for token in rules["added_tokens"]:
-        token["id"] = student_ids[token["id"]]
-    rules["added_tokens"].sort(key=lambda token: token["id"])
-    rules["truncation"] = rules["padding"] = None  # state of the last call; padding holds an id
-    _renumber_processor(rules["post_processor"] or {}, student_ids)
-
-
-def _renumber_processor(step: dict[str, Any], student_ids: list[int]) -> None:
-    for inner in step.get("processors", ()):  # a sequence
-        _renumber_processor(inner, student_ids)
-    for token in (step.get("special_tokens") or {}).values():  # a template
-        token["ids"] = [student_ids[index] for index in token["ids"]]
-    for end in ("sep", "cls"):  # BERT's and RoBERTa's own
-        if end in step:
-            step[end][1] = student_ids[step[end][1]]
-
-
-def _like(tokenizer: "PreTrainedTokenizerFast", backend: "Tokenizer") -> "PreTrainedTokenizerFast":
-    """Wrap a Rust tokenizer with the settings of another."""
-    from transformers import PreTrainedTokenizerFast
-
-    settings = {name: getattr(tokenizer, name) for name in TOKENIZER_SETTINGS}
-    result = PreTrainedTokenizerFast(
-        tokenizer_object=backend, **tokenizer.special_tokens_map, **settings
-    )
-    result.init_kwargs.update(settings)  # what save_pretrained writes
-    return result
-
-
-def compare_segmentation(
-    teacher_tokenizer: "PreTrainedTokenizerFast",
-    student_tokenizer: "PreTrainedTokenizerFast",
-    sentences: Iterable[Sequence[str]],
-) -> dict[str, int]:
-    """Count the words that two tokenizers see differently, each occurrence for itself.
-
-    unknown: the student has an unknown token where the teacher has none. resegmented: other tokens
-    without that.
-    """
-    counts = Counter(itertools.chain.from_iterable(sentences))
-    result = {"words": counts.total(), "resegmented": 0, "unknown": 0}
-    distinct = list(counts)
-    for start in range(0, len(distinct), SENTENCES_PER_CALL):
-        words = distinct[start : start + SENTENCES_PER_CALL]
-        segments = [_segments(one, words) for one in (teacher_tokenizer, student_tokenizer)]
-        for word, (tokens, unknown), (student_tokens, student_unknown) in zip(
-            words, *segments, strict=True
-        ):
-            if student_unknown and not unknown:
-                result["unknown"] += counts[word]
-            elif tokens != student_tokens:
-                result["resegmented"] += counts[word]
-    return result
-
-
-def _segments(
-    tokenizer: "PreTrainedTokenizerFast", words: list[str]
-) -> Iterator[tuple[list[str], bool]]:
-    """Tokens of each word, and whether one of them is the unknown token."""
-    encodings = _unlimited(tokenizer).encode_batch(
-        [[word] for word in words], is_pretokenized=True, add_special_tokens=False
-    )
-    return ((one.tokens, tokenizer.unk_token_id in one.ids) for one in encodings)

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from xdray import losses
 from xdray.batches import Batch, Loader
-from xdray.sessions import Session
 from xdray.config import TrainingConfig
 from xdray.console import Console
 from xdray.errors import TrainingError
 from xdray.learner import Learner
-from xdray.stages import Stage, Term
+from xdray.sessions import Session
+from xdray.stages import Stage
+from xdray.step_losses import StepLosses, term_count
 from xdray.storage import write_bytes_atomic
 
 Scores = dict[str, Any]
@@ -124,53 +124,6 @@ def _save_stage(student: Learner, folder: Path, row: dict[str, Any]) -> None:
     save_file({k: v.cpu().contiguous() for k, v in student.state_dict().items()}, partial)
     partial.replace(folder / "student.safetensors")
     write_bytes_atomic(str(folder / "stage.json"), json.dumps(row, indent=1).encode())
-
-
-class StepLosses(nn.Module):
-    """The losses of one step in one forward call, so that DDP sees one forward a step."""
-
-    def __init__(self, student: Learner, terms: Sequence[Term]) -> None:
-        """Wrap a student for the terms of a stage."""
-        super().__init__()
-        self.student = student
-        self.terms = terms
-
-    def forward(self, batches: Mapping[str, Batch]) -> Tensor:
-        """Loss sum of each term, over this rank's tokens: (len(terms),) float32."""
-        outputs = {}
-        for split, batch in batches.items():
-            hidden, logits = self.student(batch.input_ids, batch.attention_mask)
-            outputs[split] = (_kept(hidden, batch), _kept(logits, batch))
-        return torch.stack(
-            [_term_loss(term, *outputs[term.split], batches[term.split]) for term in self.terms]
-        )
-
-
-def _kept(values: Tensor, batch: Batch) -> Tensor:
-    return values.flatten(0, 1).index_select(0, batch.kept)
-
-
-def _term_loss(term: Term, hidden: Tensor, logits: Tensor, batch: Batch) -> Tensor:
-    if term.loss == "hidden":
-        assert term.layer is not None
-        target = batch.hidden[term.layer]
-        if term.distance == "kl":
-            return losses.representation_kl_loss(hidden, target)[0]
-        return losses.representation_loss(hidden, target)[0]
-    if term.loss == "labels":
-        assert batch.labels is not None
-        return losses.label_loss(logits, batch.labels)[0]
-    assert batch.logits is not None
-    if term.loss == "hard_labels":
-        return losses.label_loss(logits, batch.logits.argmax(-1))[0]
-    if term.distance == "kl":
-        return losses.soft_target_loss(logits, batch.logits, term.temperature)[0]
-    return losses.logit_loss(logits, batch.logits)[0]
-
-
-def _term_count(term: Term, batch: Batch) -> int:
-    """Tokens that the term's mean is over, on this rank."""
-    return batch.num_labels if term.loss == "labels" else len(batch.kept)
 
 
 class _StageRun:
@@ -311,7 +264,7 @@ class _StageRun:
         """Tokens of each term over the window and all ranks: (len(terms),)."""
         counts = torch.tensor(
             [
-                float(sum(_term_count(term, batches[term.split]) for batches in window))
+                float(sum(term_count(term, batches[term.split]) for batches in window))
                 for term in self.stage.terms
             ],
             device=self.session.device,
@@ -398,7 +351,7 @@ class _StageRun:
         with torch.inference_mode(), self._autocast():
             for batch in self.held_out:
                 totals[0] += losses_of({"transfer": batch}).double().cpu()
-                totals[1] += torch.tensor([float(_term_count(term, batch)) for term in terms])
+                totals[1] += torch.tensor([float(term_count(term, batch)) for term in terms])
         if self.session.world_size > 1:
             totals = totals.to(self.session.device)
             dist.all_reduce(totals)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from xdray.batches import Tokens, pad, token_budget_batches
 from xdray.labels import IGNORE_INDEX, OUTSIDE, LabelSet
+from xdray.tokens import is_first
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 """(input_ids (B, T), attention_mask (B, T)) -> logits (B, T, C), on its own device."""
@@ -23,19 +24,13 @@ Entity = tuple[str, int, int]
 
 def first_tokens(tokens: Tokens) -> NDArray[np.bool_]:
     """(N,) True on the first token of each word."""
-    words = tokens.word_ids
-    first = words >= 0
-    first[1:] &= words[1:] != words[:-1]
-    starts = tokens.offsets[:-1]
-    starts = starts[starts < len(words)]
-    first[starts] = words[starts] >= 0  # word 0 may follow word 0 of the sentence before
-    return first
+    return is_first(tokens.word_ids, tokens.offsets)
 
 
 def token_labels(
     tokens: Tokens, tags: Sequence[Sequence[str]], labels: LabelSet
 ) -> NDArray[np.int64]:
-    """(N,) label of the word on its first token, IGNORE_INDEX elsewhere. tags: a list a sentence."""
+    """(N,) the word's label on its first token, else IGNORE_INDEX. tags: a list a sentence."""
     ids = labels.ids
     lengths = np.array([len(sentence) for sentence in tags], dtype=np.int64)
     words = np.array([ids[tag] for sentence in tags for tag in sentence], dtype=np.int64)

@@ -1,0 +1,274 @@
+"""annotator: what is forwarded and written, and that nothing beside a shard changes its files."""
+
+import pickle
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForTokenClassification
+
+from xdray.annotator import Annotator, HiddenRecord
+from xdray.corpus import Sentence, inline_shards
+from xdray.errors import TargetsError
+from xdray.labels import LabelSet
+from xdray.parts import Hidden
+from xdray.targets import AnnotateTask, TargetStore
+from xdray.teacher import teacher_fingerprint
+from xdray.tokens import fingerprint, load_tokenizer
+
+MAX_LENGTH = 24
+MakeTeacher = Callable[..., Path]
+Parts = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def tasks(tiny_text: Path) -> list[AnnotateTask]:
+    """Three shards, 150 sentences in all, wanted with layers 0 and 2."""
+    lines = (tiny_text / "transfer" / "en.txt").read_text(encoding="utf-8").splitlines()[:149]
+    lines.append("far " * 200 + "too long")
+    sentences = [Sentence("", "en", line, None) for line in lines]
+    return [AnnotateTask(shard, (0, 2)) for shard in inline_shards(sentences, 60)]
+
+
+@pytest.fixture
+def make(tmp_path: Path, tiny_teacher: Path, tiny_labels: LabelSet) -> Callable[..., Annotator]:
+    """Return a factory of annotators: make(store name, **settings)."""
+
+    def build(name: str = "store", model: Path = tiny_teacher, **settings: Any) -> Annotator:
+        identity = {
+            "teacher": teacher_fingerprint(str(model)),
+            "tokenizer": fingerprint(load_tokenizer(str(model))),
+            "dtype": "float32",
+        }
+        store = TargetStore(str(tmp_path / name), identity)
+        given = {"codec": "float16", "batch_tokens": 256, "run_token": "run"} | settings
+        kwargs = {"word_rule": "punctuation", "max_length": MAX_LENGTH, **given}
+        return Annotator(str(model), tiny_labels, store, **kwargs)
+
+    return build
+
+
+def files(annotator: Annotator) -> Parts:
+    """All files of the store by their path in it."""
+    folder = Path(annotator.store.folder)
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def test_what_is_recorded_is_what_the_model_says_of_each_sentence_alone(
+    make: Callable[..., Annotator], tasks: list[AnnotateTask], tiny_teacher: Path
+) -> None:
+    annotator = make(codec="float32")
+    receipts = [annotator(task) for task in tasks]
+    parts = ["logits", "hidden-0-float32", "hidden-2-float32"]
+    view = annotator.store.view([(t.shard.shard_id, t.shard.rows) for t in tasks], parts)
+    model = AutoModelForTokenClassification.from_pretrained(tiny_teacher)
+    for place, receipt in enumerate(receipts):
+        tokens = view.load_shard(place, parts)
+        assert tokens.logits is not None
+        assert receipt["rows"] == receipt["forwarded"] == len(tokens.lengths)
+        assert np.array_equal(receipt["lengths"], tokens.lengths)
+        assert receipt["tokens"] == len(tokens.ids) <= receipt["padded_tokens"]
+        assert receipt["codec_error"] == {"hidden-0-float32": 0.0, "hidden-2-float32": 0.0}
+        for row in range(0, len(tokens.lengths), 7):
+            at = slice(tokens.offsets[row], tokens.offsets[row + 1])
+            ids = torch.from_numpy(tokens.ids[at].astype(np.int64))[None]
+            with torch.inference_mode():
+                out = model(input_ids=ids, output_hidden_states=True)
+            np.testing.assert_allclose(tokens.logits[at], out.logits[0].numpy(), 1e-4, 1e-5)
+            index = np.arange(at.start, at.stop)
+            for layer in (0, 2):
+                expected = out.hidden_states[layer][0].numpy()
+                np.testing.assert_allclose(tokens.hidden[layer].take(index), expected, 1e-4, 1e-5)
+    assert sum(receipt["cut_words"] for receipt in receipts) == view.cut_words >= 150
+    assert max(lengths.max() for lengths in view.lengths) <= MAX_LENGTH
+
+
+def test_ids_in_are_ids_out_in_their_order(
+    make: Callable[..., Annotator], tasks: list[AnnotateTask]
+) -> None:
+    import pyarrow.parquet as pq
+
+    annotator = make()
+    annotator(tasks[1])
+    for part in tasks[1].parts("float16"):
+        table = pq.read_table(annotator.store.file(tasks[1].shard.shard_id, part, 60).uri)
+        ids = [sentence.sentence_id for sentence in tasks[1].shard.sentences]
+        assert table["sentence_id"].to_pylist() == ids
+
+
+def test_a_second_call_forwards_nothing_and_says_the_same(
+    make: Callable[..., Annotator], tasks: list[AnnotateTask]
+) -> None:
+    annotator = make()
+    first = annotator(tasks[0])
+    before = files(annotator)
+    again = pickle.loads(pickle.dumps(make()(tasks[0])))
+    assert files(annotator) == before
+    assert (first["forwarded"], again["forwarded"]) == (60, 0)
+    assert (again["bytes"], again["padded_tokens"]) == (0, 0)
+    assert np.array_equal(first["lengths"], again["lengths"])
+    for name in ("shard_id", "rows", "tokens", "cut_words", "oom_halvings"):
+        assert first[name] == again[name]
+    assert again["codec_error"] == pytest.approx(first["codec_error"])
+
+
+def test_a_layer_added_later_is_equal_to_the_bit_and_leaves_the_rest_alone(
+    make: Callable[..., Annotator], tasks: list[AnnotateTask]
+) -> None:
+    whole, grown = make("whole"), make("grown")
+    shard = tasks[0].shard
+    whole(tasks[0])
+    grown(AnnotateTask(shard))
+    path = Path(grown.store.file(shard.shard_id, "logits", 60).uri)
+    written = path.stat()
+    receipt = grown(tasks[0])
+    assert receipt["forwarded"] == 60
+    assert sorted(receipt["codec_error"]) == ["hidden-0-float16", "hidden-2-float16"]
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    assert files(grown) == files(whole)
+
+
+def test_files_are_equal_to_the_bit_whatever_the_order_and_the_neighbours(
+    make: Callable[..., Annotator], tasks: list[AnnotateTask]
+) -> None:
+    in_turn, at_once = make("turn", threads=1), make("once", threads=2)
+    inside, most = [], []
+
+    def enter(*_: Any) -> None:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+
+    at_once.teacher.model.register_forward_pre_hook(enter)
+    at_once.teacher.model.register_forward_hook(lambda *_: inside.clear())
+    for task in tasks:
+        in_turn(task)
+    threads = [threading.Thread(target=at_once, args=(task,)) for task in reversed(tasks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1  # a teacher is not for two threads at once
+    assert len(files(at_once)) == 1 + 3 * len(tasks)
+    assert files(at_once) == files(in_turn)
+
+
+def test_batches_stay_within_the_budget_of_padded_tokens(
+    make: Callable[..., Annotator], tasks: list[AnnotateTask]
+) -> None:
+    annotator, shapes = make(batch_tokens=100), []
+    annotator.teacher.model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    receipt = annotator(tasks[0])
+    assert max(rows * tokens for rows, tokens in shapes) <= 100
+    assert sum(rows * tokens for rows, tokens in shapes) == receipt["padded_tokens"]
+    assert sum(rows for rows, _ in shapes) == 60
+    assert [tokens for _, tokens in shapes] == sorted((t for _, t in shapes), reverse=True)
+
+
+def test_a_damaged_file_is_written_anew(
+    make: Callable[..., Annotator], tasks: list[AnnotateTask]
+) -> None:
+    annotator = make()
+    annotator(tasks[0])
+    before = files(annotator)
+    path = Path(annotator.store.file(tasks[0].shard.shard_id, "hidden-2-float16", 60).uri)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert annotator(tasks[0])["forwarded"] == 60
+    assert files(annotator) == before
+
+
+def test_a_shard_that_killed_two_actors_is_not_forwarded_again(
+    make: Callable[..., Annotator], tasks: list[AnnotateTask]
+) -> None:
+    annotator = make()
+    for _ in range(2):  # what two dead actors leave
+        annotator.store.start("run", tasks[0].shard)
+    with pytest.raises(TargetsError, match="killed its actor 2 times"):
+        annotator(tasks[0])
+    for _ in range(3):  # one that ends leaves nothing
+        annotator(tasks[1])
+        shutil.rmtree(Path(annotator.store.folder, "shards"))
+    assert make(run_token="later")(tasks[0])["forwarded"] == 60
+
+
+def test_another_teacher_or_tokenizer_than_the_stores_is_refused(
+    make: Callable[..., Annotator], make_teacher: MakeTeacher, tiny_labels: LabelSet
+) -> None:
+    annotator = make()
+    other = str(make_teacher("bert", seed=7))
+    settings = {"word_rule": "punctuation", "max_length": MAX_LENGTH, "batch_tokens": 100}
+    settings |= {"codec": "int8", "run_token": "run"}
+    with pytest.raises(TargetsError, match=r"its teacher is .* put the same model on all machines"):
+        Annotator(other, tiny_labels, annotator.store, **settings)
+    identity = annotator.store.identity | {
+        "tokenizer": "0" * 32,
+        "teacher": teacher_fingerprint(other),
+    }
+    with pytest.raises(TargetsError, match="its tokenizer is 0000"):
+        Annotator(other, tiny_labels, TargetStore(annotator.store.uri, identity), **settings)
+
+
+def test_a_teacher_that_gives_no_numbers_is_refused(
+    make: Callable[..., Annotator],
+    make_teacher: MakeTeacher,
+    tmp_path: Path,
+    tasks: list[AnnotateTask],
+) -> None:
+    folder = make_teacher("bert", tmp_path / "nan")
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    annotator = make(model=folder)
+    with pytest.raises(TargetsError, match=rf"{tasks[0].shard.shard_id}: .* logits are not finite"):
+        annotator(tasks[0])
+    assert not Path(annotator.store.folder, "shards").exists()
+
+
+@pytest.mark.parametrize(("codec", "low", "high"), [("float16", 1e-5, 4e-4), ("int8", 3e-3, 9e-3)])
+def test_the_error_reported_is_that_of_the_decoded_values(
+    codec: str, low: float, high: float
+) -> None:
+    exact = torch.randn(64, 32, generator=torch.manual_seed(0))
+    exact[5] = 0
+    record = HiddenRecord(64, 32, codec)
+    order = np.random.default_rng(0).permutation(64)
+    for index in (order[:40], order[40:]):
+        record.put(index, exact[index])
+    decoded = Hidden(record.values, record.scales).take(np.arange(64))
+    assert decoded[5].tolist() == [0] * 32
+    assert record.scales is None or (record.scales > 0).all()
+    pairs = list(zip(decoded.ravel().tolist(), exact.ravel().tolist(), strict=True))
+    expected = (sum((d - e) ** 2 for d, e in pairs) / sum(e**2 for _, e in pairs)) ** 0.5
+    assert record.error("x") == pytest.approx(expected, rel=1e-5)
+    assert low < expected < high
+
+
+def test_int8_is_off_by_at_most_half_a_step_of_its_tokens_largest_value() -> None:
+    exact = torch.tensor([[127.0, 1.4, -3.6], [0.0127, -0.00994, 0.00001]])
+    record = HiddenRecord(2, 3, "int8")
+    record.put(np.array([0, 1]), exact)
+    assert record.values.tolist() == [[127, 1, -4], [127, -99, 0]]
+    assert record.scales is not None
+    np.testing.assert_allclose(record.scales, [1, 0.0001], rtol=1e-6)
+
+
+def test_values_beyond_float16_are_refused_and_values_that_are_no_numbers() -> None:
+    record = HiddenRecord(1, 2, "float16")
+    record.put(np.array([0]), torch.tensor([[1.0, 70000.0]]))
+    with pytest.raises(TargetsError, match="shard x: a hidden value is beyond float16"):
+        record.error("shard x")
+    record = HiddenRecord(1, 2, "int8")
+    record.put(np.array([0]), torch.tensor([[1.0, float("inf")]]))
+    with pytest.raises(TargetsError, match="shard x: the teacher gave values that are not finite"):
+        record.error("shard x")

@@ -1,0 +1,146 @@
+"""Config files: YAML 1.2 in, a checked `Config` out, mistakes in words that say what to do.
+
+Unknown keys, wrong types and contradictions end in a ConfigError that names the file, the field,
+the value and what is allowed.
+"""
+
+import difflib
+import io
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from xdray.config import Config, Section
+from xdray.errors import ConfigError
+
+SHORT_FORMS = {"recipe": "name", "transfer": "sources"}
+"""Sections that may be written as one value, and the key that it stands for."""
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file, apply `section.key=value` overrides (values are YAML), check it all."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a config file: {error}") from error
+    values = _parse(text, path)
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: holds {type(values).__name__}, expected sections such as `data:`"
+        )
+    for override in overrides:
+        _apply(values, override)
+    return make_config(values, path)
+
+
+def make_config(values: dict[str, Any], where: str) -> Config:
+    """Check plain values, as read from YAML; `where` names them in messages."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        more = (
+            f" (and {len(problems) - 1} more: {'; '.join(problems[1:4])})" if problems[1:] else ""
+        )
+        raise ConfigError(f"{where}: {problems[0]}{more}") from error
+
+
+def dump_config(config: Config) -> str:
+    """Return the resolved config as YAML that `load_config` reads back equal."""
+    stream = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(config.model_dump(mode="json"), stream)
+    return stream.getvalue()
+
+
+def changed_fields(old: Config, new: Config) -> list[str]:
+    """Dotted names of the fields that differ, each with both values."""
+    before, after = dict(_flatten(old.model_dump())), dict(_flatten(new.model_dump()))
+    return [
+        f"{key} (was {before.get(key)!r}, is {after.get(key)!r})"
+        for key in [*after, *(before.keys() - after.keys())]
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict) and values:
+        for key, value in values.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, values
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{where}: not YAML: {reason}") from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in place."""
+    dotted, sign, text = override.partition("=")
+    if not sign or not dotted:
+        raise ConfigError(f"'{override}': expected section.key=value, e.g. student.hidden=200")
+    *parents, key = dotted.split(".")
+    node: dict[str, Any] = values
+    for parent in parents:
+        child: Any = node.setdefault(parent, {})
+        if isinstance(child, str | list) and parent in SHORT_FORMS:
+            child = node[parent] = {SHORT_FORMS[parent]: child}
+        if not isinstance(child, dict):
+            raise ConfigError(f"'{override}': '{parent}' is {child!r} in the file, not a section")
+        node = child
+    node[key] = _parse(text, f"'{override}'")
+
+
+def _describe(problem: Any) -> str:
+    """Put one problem of pydantic's in our words: field, value, what is allowed."""
+    where = ".".join(str(part) for part in problem["loc"] if not _is_machinery(part))
+    kind, value = problem["type"], problem.get("input")
+    if kind == "extra_forbidden":
+        section, _, key = where.rpartition(".")
+        known = _keys_of(section)
+        near = difflib.get_close_matches(key, known, 1, 0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}"
+        return f"{section or 'the config'} has no key '{key}'; {hint}"
+    if kind == "missing":
+        return f"{where} is missing; it has no default"
+    if kind == "value_error":
+        reason = str(problem["ctx"]["error"])
+        return f"{where}: {reason}" if where else reason
+    return f"{where} = {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _is_machinery(part: Any) -> bool:
+    """Whether a part of pydantic's location names a branch of a union, not a key."""
+    return isinstance(part, str) and (part in {"int", "list", "str"} or "[" in part)
+
+
+def _keys_of(section: str) -> list[str]:
+    """Keys that the section at this dotted place has."""
+    model: Any = Config
+    for part in section.split(".") if section else []:
+        if part.isdigit() or part not in model.model_fields:
+            continue
+        inner = _model_in(model.model_fields[part].annotation)
+        model = inner or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[Section] | None:
+    """Return the section class inside an annotation such as `list[SourceConfig] | None`."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, Section) else None
+    found = (_model_in(argument) for argument in typing.get_args(annotation))
+    return next((model for model in found if model is not None), None)
