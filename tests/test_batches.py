@@ -1,5 +1,7 @@
 """Batches: budgets, padding, held-out sentences, and the same plan on every rank."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ class Shards:
     def shard_ids(self) -> list[str]:
         return [f"shard-{number}" for number in range(len(self._lengths))]
 
-    def load(self, shard: int, layers: tuple[int, ...]) -> Tokens:
+    def load(self, shard: int, layers: Sequence[int]) -> Tokens:
         self.loaded.append(shard)
         lengths = self._lengths[shard]
         offsets = np.concatenate([[0], np.cumsum(lengths)])

@@ -3,6 +3,7 @@
 The recipe reads test labels here only, after every choice is made.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,16 @@ def score_model(config: Config, folder: str, split: str) -> dict[str, Any]:
     model = FinishedModel(folder)
     scorer = Scorer(sentences, load_tokenizer(folder), labels, config, LocalSession(None))
     return scorer(model)
+
+
+def evaluate_model(config: Config, model: str | None, split: str) -> dict[str, Any]:
+    """Score a model's folder (default: the run's student) on a labelled split of a config."""
+    started = time.monotonic()
+    folder = model or str(Path(config.run.folder) / "student")
+    scores = score_model(config, folder, split)
+    seconds = round(time.monotonic() - started, 2)
+    result = {"model": folder, "split": split, split: scores}
+    return {"run_dir": config.run.folder, "seconds": seconds, **result}
 
 
 class FinishedModel(Learner):

@@ -21,7 +21,12 @@ Result = dict[str, Any]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if any(word.startswith("-") or "=" not in word for word in rest) or "overrides" not in args:
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    else:
+        args.overrides += rest  # overrides that stand behind an option
     started = time.monotonic()
     try:
         result = args.run(args)
@@ -157,7 +162,7 @@ def _finetune(args: argparse.Namespace) -> Result:
 
 
 def _evaluate(args: argparse.Namespace) -> Result:
-    from xdray.distillation import evaluate_model
+    from xdray.assessment import evaluate_model
 
     return evaluate_model(load_config(args.config, args.overrides), args.model, args.split)
 

@@ -113,7 +113,7 @@ class Console:
             with path.open(encoding="utf-8") as file:
                 file.seek(position)
                 for line in iter(file.readline, ""):
-                    self._rich.print(line.rstrip("\n").partition(" ")[2][9:], markup=False)
+                    self._rich.print(line.rstrip("\n").partition(" ")[2], markup=False)
                 position = file.tell()
 
     def _move_bar(self, title: str, done: int, total: int, unit: str, now: float) -> None:
@@ -134,7 +134,7 @@ class Console:
 
     def _log(self, text: str) -> None:
         if self.log_file is not None:
-            stamp = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+            stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             with self.log_file.open("a", encoding="utf-8") as file:
                 file.write(f"{stamp} {text}\n")
 

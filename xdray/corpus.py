@@ -8,7 +8,6 @@ its sentences: the same text in the same order has the same `shard_id` wherever 
 
 import hashlib
 import itertools
-import math
 import random
 import zlib
 from collections import Counter, defaultdict
@@ -21,7 +20,7 @@ import numpy as np
 from xdray.config import SourceConfig, TransferConfig
 from xdray.errors import ConfigError, CorpusError
 from xdray.labels import LabelSet, is_tag, label_set_of, to_iob2
-from xdray.readers import Place, Row, Span, class_names, estimate_rows, expand, format_of, read_rows
+from xdray.readers import Content, Place, Row, Span, class_names, expand, format_of, read_rows
 
 UNKNOWN_LANGUAGE = "und"
 
@@ -87,7 +86,7 @@ def read_labelled(
     sentences: list[Sentence] = []
     tally = Counter(repaired_tags=0, empty=0)
     seen: dict[str, str] = {}  # tag: where it came first
-    ids: dict[tuple[int, str, str], str] = {}
+    ids: dict[tuple[int, str, str | None], str] = {}
     languages: set[str] = set()
     for source, place in _places(sources, f"data.{split}"):
         languages |= {place.language} if place.language else set()
@@ -97,7 +96,9 @@ def read_labelled(
         for row in read_rows(Span(place), labelled=True):
             language = place.language or row.language or UNKNOWN_LANGUAGE
             languages.add(language)
-            _refuse_repeated_id(place, row, (source, language, row.row_id or ""), ids)
+            key, where = (source, language, row.row_id), _where(place, row, 0)
+            if row.row_id is not None and ids.setdefault(key, where) != where:
+                raise CorpusError(f"{where}: id '{row.row_id}' again, it was in {ids[key]}")
             tags, repaired = to_iob2(_tags_of(place, row, names, scheme), scheme)
             if not _squeeze(row.content):
                 tally["empty"] += 1
@@ -188,40 +189,6 @@ def plan_transfer(
     elif any(draw.left for draw in draws.values()):
         raise CorpusError("data.transfer: a file changed while it was read; run the command again")
     return TransferPlan(shards, _counts(tallies))
-
-
-def estimate_transfer(transfer: TransferConfig, shard_sentences: int) -> dict:
-    """What `plan_transfer` would choose, from file sizes and about 1,000 sentences.
-
-    sentences, shards; words: mean of a sentence at white space; sample: some sentences as text.
-    """
-    places = [place for _, place in _places(transfer.sources, "data.transfer")]
-    found: list[Counter[str]] = []  # of each place: language to rows
-    sample: list[str] = []
-    for place in places:
-        rows = list(itertools.islice(read_rows(Span(place)), max(20, 1000 // len(places))))
-        languages = Counter(place.language or row.language or UNKNOWN_LANGUAGE for row in rows)
-        scale = estimate_rows(place, rows) / max(1, len(rows))
-        found.append(Counter({name: round(n * scale) for name, n in languages.items()}))
-        contents = (row.content for row in rows if _squeeze(row.content))
-        sample += [c if isinstance(c, str) else " ".join(c) for c in contents]
-    total = sum(found, Counter())
-    quotas = _quotas(total, transfer)
-    parts = [n * quotas[name] / total[name] for counts in found for name, n in counts.items() if n]
-    return {
-        "sentences": sum(quotas.values()),
-        "shards": sum(math.ceil(part / shard_sentences) for part in parts),
-        "words": sum(len(text.split()) for text in sample) / max(1, len(sample)),
-        "sample": sample[:1000],
-    }
-
-
-def label_names(sources: Sequence[SourceConfig], scheme: str = "IOB2") -> list[str] | None:
-    """Return the tags that ClassLabel features of the sources name, without reading rows."""
-    for _, place in _places(sources, "data"):
-        if names := class_names(place):
-            return list(_label_set(place, names, scheme).tags)
-    return None
 
 
 def _counts(tallies: Mapping[str, Counter[str]]) -> dict:
@@ -376,17 +343,6 @@ def _refuse_empty(counts: Mapping[str, int], languages: Iterable[str], where: st
         )
 
 
-def _refuse_repeated_id(
-    place: Place, row: Row, key: tuple[int, str, str], ids: dict[tuple[int, str, str], str]
-) -> None:
-    if row.row_id is None:
-        return
-    where = _where(place, row, 0)
-    if key in ids:
-        raise CorpusError(f"{where}: id '{row.row_id}' again, it was in {ids[key]}; ids are unique")
-    ids[key] = where
-
-
 def _label_set(place: Place, names: list[str], scheme: str) -> LabelSet:
     foreign = [name for name in names if not is_tag(name, scheme)]
     if foreign:
@@ -423,11 +379,11 @@ def _where(place: Place, row: Row, index: int) -> str:
     return f"{place}:{row.number + (index if place.format == 'conll' else 0)}"
 
 
-def _content(sentence: Sentence) -> str | tuple[str, ...]:
+def _content(sentence: Sentence) -> Content:
     return sentence.words if sentence.words is not None else sentence.text or ""
 
 
-def _squeeze(content: str | tuple[str, ...]) -> str:
+def _squeeze(content: Content) -> str:
     text = content if isinstance(content, str) else "".join(content)
     return "".join(text.split()).casefold()
 
@@ -436,9 +392,7 @@ def _key(squeezed: str) -> int:
     return int.from_bytes(hashlib.blake2b(squeezed.encode(), digest_size=8).digest(), "little")
 
 
-def _shard_id(
-    sentences: Sequence[tuple[str, str | tuple[str, ...]]], copies: Counter[str]
-) -> tuple[str, int]:
+def _shard_id(sentences: Sequence[tuple[str, Content]], copies: Counter[str]) -> tuple[str, int]:
     """Hash of sentences, and how many shards of the same ones `copies` knew before."""
     first = _hash(sentences, 0)
     copy = copies[first]
@@ -446,7 +400,7 @@ def _shard_id(
     return (_hash(sentences, copy) if copy else first), copy
 
 
-def _hash(sentences: Sequence[tuple[str, str | tuple[str, ...]]], copy: int) -> str:
+def _hash(sentences: Sequence[tuple[str, Content]], copy: int) -> str:
     """Hash the sizes of all parts, then the parts: text "a b" differs from words "a", "b"."""
     sizes, parts = [copy], []
     for language, content in sentences:

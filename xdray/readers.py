@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from xdray.errors import CorpusError
 
 FORMATS = {"txt": "text", "jsonl": "jsonl", "conll": "conll", "tsv": "tsv", "parquet": "parquet"}
+Content = str | tuple[str, ...]  # raw text, or words
 BLOCK_BYTES = 1 << 20
 BATCH_ROWS = 2048
 PREFIXED_TAG = re.compile(r"([^:\s]+):(O|[BIES]-.+)")
@@ -55,13 +56,13 @@ class Place:
 class Row(NamedTuple):
     """One sentence as it stands in the input, between the positions `start` and `stop`.
 
-    number: line (of a CoNLL sentence: its first) or row, from 1. content: raw text, or words.
+    number: line (of a CoNLL sentence: its first) or row, from 1.
     """
 
     start: int
     stop: int
     number: int
-    content: str | tuple[str, ...]
+    content: Content
     tags: list[str | int] | None = None
     language: str | None = None
     row_id: str | None = None
@@ -86,8 +87,7 @@ def format_of(path: str) -> str:
     """Return the format that the ending of a file tells."""
     ending = PurePosixPath(path.partition("?")[0] if "://" in path else path).suffix
     if ending[1:] not in FORMATS:
-        known = " .".join(FORMATS)
-        raise CorpusError(f"{path}: ending '{ending}', expected .{known}; or name its `format`")
+        raise CorpusError(f"{path}: ending '{ending}', not {' '.join(FORMATS)}; name its `format`")
     return FORMATS[ending[1:]]
 
 
@@ -107,10 +107,9 @@ def expand(path: str) -> list[str]:
         system, folder = _locate(base + mark + query)
         info = system.get_file_info(folder)
         names = {name.removeprefix(folder) for name in _glob(system, info, parts[fixed:])}
-    if not names and literal and info.type == pafs.FileType.Directory:
-        raise CorpusError(f"{path}: is a folder; name its files, e.g. {path.rstrip('/')}/*.parquet")
     if not names:
-        what = "no such file" if literal else "no file matches"
+        what = "is a folder, expected files" if literal else "no file matches"
+        what = "no such file" if info.type == pafs.FileType.NotFound and literal else what
         raise CorpusError(f"{path}: {what}; paths are taken from where the command was typed")
     return sorted(base + (quote(name) if remote else name) + mark + query for name in names)
 
@@ -121,7 +120,7 @@ def class_names(place: Place) -> list[str] | None:
         return None
     with _reading(place):
         if place.format == "hub":
-            schema = _hub_dataset(place.path, place.subset, place.split).features.arrow_schema
+            schema = _hub_dataset(place).features.arrow_schema
         else:
             schema = pq.read_schema(_open(place.path))
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -129,17 +128,6 @@ def class_names(place: Place) -> list[str] | None:
     while isinstance(feature, list) or (isinstance(feature, dict) and "feature" in feature):
         feature = feature[0] if isinstance(feature, list) else feature["feature"]
     return feature.get("names") if isinstance(feature, dict) else None
-
-
-def estimate_rows(place: Place, sample: Sequence[Row]) -> int:
-    """Rows of a place: of a table its header's count, of a file its size over its first rows'."""
-    with _reading(place):
-        if place.format == "hub":
-            return len(_hub_dataset(place.path, place.subset, place.split))
-        with _open(place.path) as file:
-            if place.format == "parquet":
-                return pq.read_metadata(file).num_rows
-            return round(file.size() * len(sample) / sample[-1].stop) if sample else 0
 
 
 @contextmanager
@@ -180,22 +168,16 @@ def _glob(system: pafs.FileSystem, info: pafs.FileInfo, patterns: list[str]) -> 
 def _lines(span: Span) -> Iterator[tuple[int, int, int, str]]:
     """Yield (start byte, stop byte, line number, line without its end)."""
     place, position, number, rest = span.place, span.start, span.number, b""
-    for block in _blocks(place, span.start, span.stop):
-        *raws, rest = (rest + block).split(b"\n")
-        for raw in raws:
-            after = position + len(raw) + 1
-            yield position, after, number, _decode(place, raw, position, number)
-            position, number = after, number + 1
+    with _reading(place), _open(place.path) as file:
+        file.seek(position)
+        while block := file.read(min(BLOCK_BYTES, (span.stop or file.size()) - file.tell())):
+            *raws, rest = (rest + block).split(b"\n")
+            for raw in raws:
+                after = position + len(raw) + 1
+                yield position, after, number, _decode(place, raw, position, number)
+                position, number = after, number + 1
     if rest:
         yield position, position + len(rest), number, _decode(place, rest, position, number)
-
-
-def _blocks(place: Place, start: int, stop: int | None) -> Iterator[bytes]:
-    with _reading(place), _open(place.path) as file:
-        file.seek(start)
-        while block := file.read(BLOCK_BYTES if stop is None else min(BLOCK_BYTES, stop - start)):
-            start += len(block)
-            yield block
 
 
 def _decode(place: Place, raw: bytes, position: int, number: int) -> str:
@@ -213,17 +195,14 @@ def _decode(place: Place, raw: bytes, position: int, number: int) -> str:
 
 def _text_rows(span: Span, labelled: bool) -> Iterator[Row]:
     if labelled:
-        found = f"{span.place}: text, one sentence a line, has no tags"
-        raise CorpusError(f"{found}; name the `format`: conll, tsv, jsonl or parquet")
+        raise CorpusError(f"{span.place}: text, a sentence a line, has no tags; name the `format`")
     return itertools.starmap(Row, _lines(span))
 
 
 def _conll_rows(span: Span, labelled: bool) -> Iterator[Row]:
     """Word first, tag last, between tabs if the line has one, else spaces; a blank line ends."""
-    words: list[str] = []
-    tags: list[str | int] = []
-    begin = end = first = 0
-    for position, after, line_number, line in _lines(span):
+    words, tags, begin, end, first = [], [], 0, 0, 0
+    for position, after, line_number, line in itertools.chain(_lines(span), [(0, 0, 0, "")]):
         line = line.rstrip(" \t").lstrip(" ")
         if not line or line.startswith("-DOCSTART-"):
             if words:
@@ -233,14 +212,12 @@ def _conll_rows(span: Span, labelled: bool) -> Iterator[Row]:
         columns = line.split("\t") if "\t" in line else re.split(" +", line)
         if not columns[0] or (labelled and len(columns) < 2):
             found = f"{span.place}:{line_number}: {line!r} is 1 column"
-            raise CorpusError(f"{found}, expected a word first and a tag last, by tabs or spaces")
+            raise CorpusError(f"{found}, expected a word first and a tag last")
         if not words:
             begin, first = position, line_number
         end = after
         words.append(columns[0])
         tags.append(columns[-1])
-    if words:
-        yield Row(begin, end, first, tuple(words), tags if labelled else None)
 
 
 def _tsv_rows(span: Span, labelled: bool) -> Iterator[Row]:
@@ -255,11 +232,11 @@ def _tsv_rows(span: Span, labelled: bool) -> Iterator[Row]:
         marks = [PREFIXED_TAG.fullmatch(tag) for tag in tags]
         languages = {mark[1] if mark else None for mark in marks}
         if len(languages) > 1:
-            found = f"language marks {sorted(map(str, languages))}"
-            raise CorpusError(f"{span.place}:{line_number}: {found}, expected one for all tags")
-        names = [mark[2] if mark else tag for mark, tag in zip(marks, tags, strict=True)]
-        language = languages.pop() if languages else None
-        yield Row(position, after, line_number, words, [*names] if labelled else None, language)
+            found = f"{span.place}:{line_number}: tags of languages {languages}"
+            raise CorpusError(f"{found}, expected one for all")
+        tags = [mark[2] if mark else tag for mark, tag in zip(marks, tags, strict=True)]
+        language = next(iter(languages), None)
+        yield Row(position, after, line_number, words, [*tags] if labelled else None, language)
 
 
 def _jsonl_rows(span: Span, labelled: bool) -> Iterator[Row]:
@@ -302,26 +279,26 @@ def _parquet_rows(span: Span, labelled: bool) -> Iterator[Row]:
 
 def _hub_rows(span: Span, labelled: bool) -> Iterator[Row]:
     place = span.place
-    with _reading(place):
-        dataset = _hub_dataset(place.path, place.subset, place.split)
+    dataset = _hub_dataset(place)
     columns = _columns(place, str(place), dataset.column_names, labelled)
     dataset = dataset.select_columns(columns).with_format("arrow")
     stop = min(len(dataset) if span.stop is None else span.stop, len(dataset))
     for position in range(span.start, stop, BATCH_ROWS):
-        batch = dataset[position : min(position + BATCH_ROWS, stop)]
-        yield from _table_rows(place, batch, position, columns, labelled)
+        table = dataset[position : min(position + BATCH_ROWS, stop)]
+        yield from _table_rows(place, table, position, columns, labelled)
 
 
 @functools.lru_cache(maxsize=8)
-def _hub_dataset(name: str, subset: str | None, split: str | None) -> Any:
+def _hub_dataset(place: Place) -> Any:
     """Load a data set of the Hub, or a local folder, as `datasets` keeps it: mapped from disk."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    try:
-        return load_dataset(name, subset, split=split)
-    except DatasetsError as error:
-        raise ValueError(f"`datasets` says: {error}") from error
+    with _reading(place):
+        try:
+            return load_dataset(place.path, place.subset, split=place.split)
+        except DatasetsError as error:
+            raise ValueError(f"`datasets` says: {error}") from error
 
 
 def _table_rows(
@@ -329,9 +306,9 @@ def _table_rows(
 ) -> Iterator[Row]:
     with _reading(f"{place}: rows {start + 1} to {start + len(table)}"):  # bad UTF-8 shows here
         records = table.to_pylist()
-    for position, record in enumerate(records, start):
-        values = _values(f"{place}:{position + 1}", record, columns, labelled)
-        yield Row(position, position + 1, position + 1, *values)
+    for row, record in enumerate(records, start):
+        values = _values(f"{place}:{row + 1}", record, columns, labelled)
+        yield Row(row, row + 1, row + 1, *values)
 
 
 def _columns(place: Place, where: str, present: Collection[str], labelled: bool) -> list[str]:
@@ -339,25 +316,23 @@ def _columns(place: Place, where: str, present: Collection[str], labelled: bool)
     content = place.words if place.words in present or labelled else place.text
     needed = [content, place.tags] if labelled else [content]
     if not set(needed) <= set(present):
-        expected = place.tags if labelled else place.text
-        raise CorpusError(
-            f"{where}: has {list(present)}, expected '{place.words}' {'and' if labelled else 'or'} "
-            f"'{expected}'; name the columns in the source: words, tags, text"
-        )
+        other = f"and '{place.tags}'" if labelled else f"or '{place.text}'"
+        found = f"{where}: has {list(present)}, expected '{place.words}' {other}"
+        raise CorpusError(f"{found}; name the source's columns: words, tags, text")
     return [*needed, *(name for name in ("language", "id") if name in present)]
 
 
 def _values(
     where: str, record: dict[str, Any], columns: list[str], labelled: bool
-) -> tuple[str | tuple[str, ...], list[str | int] | None, str | None, str | None]:
+) -> tuple[Content, list[str | int] | None, str | None, str | None]:
     """Content, tags, language and id of a record, their types checked; null content is empty."""
     content, language, row_id = record[columns[0]], record.get("language"), record.get("id")
     tags = (record[columns[1]] or []) if labelled else None
     if isinstance(content, list) and all(isinstance(word, str) for word in content):
         content = tuple(content)
     elif content is not None and (labelled or not isinstance(content, str)):
-        kind = "a list of words" if labelled else "text or a list of words"
-        raise CorpusError(f"{where}: '{columns[0]}' is {content!r:.60}, expected {kind}")
+        expected = "a list of words" if labelled else "text or a list of words"
+        raise CorpusError(f"{where}: '{columns[0]}' is {content!r:.60}, expected {expected}")
     if tags is not None and not isinstance(tags, list):
         raise CorpusError(f"{where}: '{columns[1]}' is {tags!r:.60}, expected a list of tags")
     if language is not None and not isinstance(language, str):

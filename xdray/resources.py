@@ -128,7 +128,7 @@ def fit_plan(config: Config, shards: int | None, there: Resources) -> ResourcePl
 
 
 def pool_plan(there: Resources, replicas: int, shards: int) -> ResourcePlan:
-    """Fit a pool of predicting actors, and nothing else. Raises ClusterError with the arithmetic."""
+    """Fit a pool of predicting actors, nothing else. Raises ClusterError with the arithmetic."""
     _check("--replicas", "actor", replicas, READER_CPUS, there)
     replicas = max(1, min(replicas, shards))
     return ResourcePlan(

@@ -255,3 +255,18 @@ def load_student(folder: str | Path) -> PreTrainedModel:
             f"{folder}: weights are missing: {sorted(loading['missing_keys'])}; export it again"
         )
     return model
+
+
+def check_saved(student: Student, reloaded: PreTrainedModel, folder: Path) -> None:
+    """Raise ExportError unless the saved student repeats the logits of the one in memory."""
+    student = student.to("cpu").eval()
+    ids = torch.arange(min(64, reloaded.config.vocab_size) // 2 * 2).reshape(2, -1)
+    mask = torch.ones_like(ids)
+    mask[1, ids.shape[1] // 2 :] = 0
+    with torch.inference_mode():
+        difference = (student(ids, mask)[1] - reloaded(ids, mask).logits).abs().max().item()
+    if not difference <= 1e-5:
+        raise ExportError(
+            f"{folder}: the reloaded student's logits differ by {difference:.2g}, expected none; "
+            "delete the folder and run again"
+        )

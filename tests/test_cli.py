@@ -1,0 +1,85 @@
+"""The command line: exit status, one line on stderr, and JSON as the last line of stdout."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from xdray.cli import main
+
+MINIMAL = """
+run: {{folder: {folder}/run}}
+data:
+  train: {{path: "{text}/train/*.conll", language: "{{stem}}"}}
+  dev: {{path: "{text}/dev/*.conll", language: "{{stem}}"}}
+  test: {{path: "{text}/test/*.conll", language: "{{stem}}"}}
+  transfer: {{path: "{text}/transfer/*.txt", language: "{{stem}}"}}
+teacher: {{model: {teacher}}}
+student: {{embedding: 8, hidden: 8}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_text: Path, tiny_teacher: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(MINIMAL.format(folder=tmp_path, text=tiny_text, teacher=tiny_teacher))
+    return str(path)
+
+
+def _last(capsys: pytest.CaptureFixture[str]) -> tuple[dict, str]:
+    captured = capsys.readouterr()
+    return json.loads(captured.out.splitlines()[-1]), captured.err
+
+
+def test_a_plan_starts_nothing_and_writes_nothing(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["distill", config, "--plan"]) == 0
+    line, _ = _last(capsys)
+    assert line["status"] == "done"
+    assert [stage["name"] for stage in line["plan"]["stages"]][:2] == [
+        "representation",
+        "logits +head",
+    ]
+    assert line["plan"]["transfer"]["sentences~"] > 100
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.hiden=3", "did you mean 'hidden'"),
+        ("recipe.layer=9", "recipe.layer = 9: the teacher has layers 0 (embeddings) to 2"),
+        ("student.embedding=64", "student.embedding = 64 is wider"),
+        ("tokens.max_length=999", "the teacher reads at most 160 tokens"),
+        ("teacher.model=./nowhere", "no such folder"),
+        ("data.dev=nothing.conll", "nothing.conll"),
+        ("task.labels=[O, B-X, I-X]", "in any order"),
+        ("teacher.replicas=64", "teacher.replicas"),
+        ("training.workers=64", "training.workers"),
+        ("cluster.num_gpus=8", "cluster.num_gpus"),
+    ],
+)
+def test_a_mistake_ends_with_one_line_and_status_1_before_ray_starts(
+    config: str, capsys: pytest.CaptureFixture[str], override: str, message: str
+):
+    import ray
+
+    running = ray.is_initialized()
+    assert main(["distill", config, override]) == 1
+    line, stderr = _last(capsys)
+    assert line["status"] == "failed"
+    assert message in line["error"]["message"]
+    assert len(stderr.splitlines()) == 1
+    assert ray.is_initialized() == running
+
+
+def test_a_word_that_is_no_override_is_a_usage_error(config: str):
+    with pytest.raises(SystemExit) as caught:
+        main(["distill", config, "--plam"])
+    assert caught.value.code == 2
+
+
+def test_options_may_stand_before_overrides(config: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["distill", config, "--plan", "student.hidden=9"]) == 0
+    capsys.readouterr()

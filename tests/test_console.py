@@ -1,0 +1,39 @@
+"""Progress on a pipe, and the log file that workers share with the driver."""
+
+from pathlib import Path
+
+import pytest
+
+from xdray.console import Console
+
+
+def test_progress_on_a_pipe_is_a_line_with_rate_and_only_at_the_end_when_quick(
+    capsys: pytest.CaptureFixture[str],
+):
+    with Console() as console:
+        for done in (0, 10, 20, 30):
+            console.progress("targets", done, 30, "sentences")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("targets: 30 of 30 sentences, ")
+
+
+def test_what_is_said_is_printed_and_logged_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    console = Console(tmp_path / "log.txt")
+    console.say("stage labels [+head]: 3 s")
+    assert capsys.readouterr().out == "stage labels [+head]: 3 s\n"
+    assert (tmp_path / "log.txt").read_text().endswith("Z stage labels [+head]: 3 s\n")
+
+
+def test_lines_of_a_worker_are_printed_by_the_driver(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    driver, worker = Console(tmp_path / "log.txt"), Console(tmp_path / "log.txt", quiet=True)
+    driver.say("before")
+    with driver.follow():
+        worker.say("epoch 1 of 2")
+        worker.say("epoch 2 of 2")
+    worker.say("after")
+    assert capsys.readouterr().out.splitlines() == ["before", "epoch 1 of 2", "epoch 2 of 2"]

@@ -1,0 +1,47 @@
+"""What a folder says of its model, and what is no model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xdray.errors import ConfigError
+from xdray.header import read_header, resolve_model
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "electra", "roberta"])
+def test_the_header_is_what_transformers_reads(family: str, make_teacher):
+    from transformers import AutoConfig
+
+    folder = make_teacher(family)
+    config: Any = AutoConfig.from_pretrained(folder)
+    header = read_header(str(folder))
+    assert (header.width, header.num_layers) == (config.hidden_size, config.num_hidden_layers)
+    assert header.vocab_size == config.vocab_size
+    assert header.tags == tuple(config.id2label[index] for index in range(len(config.id2label)))
+
+
+def test_labels_come_in_the_order_of_their_ids(tmp_path: Path):
+    values = {
+        "model_type": "bert",
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "vocab_size": 9,
+        "id2label": {str(index): f"T{index}" for index in (10, 2, 0)},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_header(str(tmp_path)).tags == ("T0", "T2", "T10")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"model_type": "bert"}'])
+def test_a_folder_that_is_no_model_is_refused_by_name(tmp_path: Path, content: str | None):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        read_header(str(tmp_path))
+
+
+def test_a_package_that_is_not_installed_is_named():
+    with pytest.raises(ConfigError, match="no Python package 'no_such_package'"):
+        resolve_model("package:no_such_package/model")

@@ -1,0 +1,203 @@
+"""The whole path on real Ray: text in, student out; again, with two workers, and killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from xdray.assessment import evaluate_model
+from xdray.config import Config
+from xdray.configfile import dump_config, make_config
+from xdray.distillation import distill, summary
+from xdray.errors import ConfigError
+
+pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).resolve().parent.parent
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A targets store shared by the runs of this file."""
+    return tmp_path_factory.mktemp("targets")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_text: Path, tiny_teacher: Path, store: Path) -> MakeConfig:
+    """Return a maker of small configs: tiny(folder, section={...})."""
+
+    def make(folder: str, **sections: Any) -> Config:
+        def labelled(split: str) -> dict[str, str]:
+            return {"path": f"{tiny_text}/{split}/*.conll", "language": "{stem}"}
+
+        values: dict[str, Any] = {
+            "run": {"folder": str(tmp_path / folder)},
+            "data": {split: labelled(split) for split in ("train", "dev", "test")},
+            "tokens": {"max_length": 48},
+            "teacher": {"model": str(tiny_teacher)},
+            "targets": {"store": str(store), "shard_sentences": 32},
+            "student": {"embedding": 8, "hidden": 8},
+            "training": {"epochs": 2, "batch_tokens": 256, "autocast": "none"},
+            "evaluation": {"bootstrap": 50},
+            "cluster": {"threads": 1, "num_cpus": 2},
+        }
+        values["data"]["transfer"] = {"path": f"{tiny_text}/transfer/*.txt", "language": "{stem}"}
+        for name, section in sections.items():
+            values[name] = {**values.get(name, {}), **section}
+        return make_config(values, "test")
+
+    return make
+
+
+def _student_weights(folder: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "student" / "model.safetensors")
+
+
+def test_text_goes_in_and_a_scored_student_comes_out(tiny: MakeConfig, ray_session: None):
+    config = tiny("first")
+    report = distill(config)
+    folder = Path(config.run.folder)
+    targets = report["targets"]
+    assert targets["rows"] == targets["teacher_forward_rows"] > 0
+    dropped = sum(report["corpus"]["transfer"][key] for key in ("empty", "duplicates"))
+    assert targets["rows"] + dropped == report["corpus"]["transfer"]["read"]
+    assert len(report["stages"]) == 9
+    assert report["compression"] == pytest.approx(
+        report["teacher"]["parameters"] / report["student"]["parameters"]
+    )
+    for name in ("config.yaml", "targets.json", "report.html", "report.json", "log.txt"):
+        assert (folder / name).is_file(), name
+    assert json.loads((folder / "report.json").read_text()).keys() >= summary(report).keys()
+    # the saved student scores what the report says, by another path
+    assert evaluate_model(config, None, "test")["test"] == report["student"]["test"]
+    assert evaluate_model(config, config.teacher.model, "dev")["dev"]["entity_f1"] == pytest.approx(
+        report["teacher"]["dev"]["entity_f1"], abs=0.02
+    )  # the run's teacher may compute in bfloat16
+
+    # the same command again finds it done; another student finds the targets there
+    stamp = (folder / "student" / "model.safetensors").stat().st_mtime_ns
+    assert distill(config)["created"] == report["created"]
+    assert (folder / "student" / "model.safetensors").stat().st_mtime_ns == stamp
+    student = {"kind": "transformer", "embedding": 8, "hidden": 16, "layers": 2, "heads": 2}
+    recipe = {"name": "joint"}
+    second = distill(tiny("second", student=student, recipe=recipe, evaluation={"baseline": False}))
+    assert second["targets"]["teacher_forward_rows"] == 0
+    assert second["targets"]["rows"] == targets["rows"]
+    assert second["evaluation"]["teacher_forward_rows"] == 0
+    assert second["baseline"] is None
+
+
+def test_another_config_in_the_same_folder_is_refused_naming_the_field(
+    tiny: MakeConfig, ray_session: None, tmp_path: Path
+):
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_config(tiny("taken")))
+    with pytest.raises(ConfigError, match=r"student.hidden \(was 8, is 9\).*--fresh"):
+        distill(tiny("taken", student={"hidden": 9}))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="no run folder"):
+        distill(tiny("other"), fresh=True)
+    assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
+
+
+def test_one_and_two_workers_take_the_same_steps(tiny: MakeConfig, ray_session: None):
+    """Dropout 0: the weights agree within the rounding of sums taken in another order."""
+    reports = {}
+    for workers in (0, 1, 2):
+        config = tiny(
+            f"workers-{workers}",
+            student={"dropout": 0.0},
+            recipe={"name": "staged"},
+            training={"workers": workers},
+            evaluation={"baseline": False, "latency": False},
+        )
+        reports[workers] = (distill(config), _student_weights(config.run.folder))
+    for workers in (1, 2):
+        for row, other in zip(reports[0][0]["stages"], reports[workers][0]["stages"], strict=True):
+            assert row["steps"] == other["steps"]
+            for epoch, its in zip(row["history"], other["history"], strict=True):
+                assert epoch["terms"] == pytest.approx(its["terms"], rel=1e-3)
+        for name, value in reports[0][1].items():
+            torch.testing.assert_close(value, reports[workers][1][name], rtol=1e-2, atol=2e-3)
+    for name, value in reports[0][1].items():
+        assert torch.equal(value, reports[1][1][name]), name
+
+
+KILLED = """
+import sys
+from xdray.cli import main
+raise SystemExit(main(["distill", sys.argv[1]]))
+"""
+
+
+def _start(config: Path, tmp_path: Path) -> "subprocess.Popen[str]":
+    script = tmp_path / "job.py"
+    script.write_text(KILLED)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, str(script), str(config)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _wait(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: int) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until, "too slow to kill half-way"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_killed_in_the_pass_and_in_a_stage_ends_like_an_undisturbed_one(
+    tiny: MakeConfig, tmp_path: Path, workers: int
+):
+    settings: dict[str, Any] = {
+        "training": {"workers": workers, "checkpoint_seconds": 0, "epochs": 4},
+        "evaluation": {"baseline": False, "latency": False},
+    }
+    ends = {}
+    for name in ("whole", "killed"):
+        config = tiny(name, targets={"store": str(tmp_path / f"store-{name}")}, **settings)
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(dump_config(config))
+        folder = Path(config.run.folder)
+        shards, stages = Path(config.targets.store), folder / "stages"
+        moments = {
+            "pass": lambda shards=shards: len(list(shards.glob("*/shards/*/*.parquet"))) >= 3,
+            "stage": lambda stages=stages: (
+                (stages / "02-logits+head" / "stage.json").is_file()
+                and bool([*stages.glob("checkpoint-*"), *stages.glob("ray/*/checkpoint_*")])
+            ),
+        }
+        for condition in moments.values() if name == "killed" else ():
+            process = _start(path, tmp_path)
+            _wait(condition, process, 180)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            assert not (folder / "report.json").exists()
+        process = _start(path, tmp_path)
+        output = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, output
+        last = json.loads(output.splitlines()[-1])
+        assert last["status"] == "done"
+        ends[name] = (_student_weights(config.run.folder), last)
+    assert ends["whole"][1]["targets"]["rows"] == ends["killed"][1]["targets"]["rows"]
+    for name, value in ends["whole"][0].items():
+        assert torch.equal(value, ends["killed"][0][name]), name
