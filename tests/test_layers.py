@@ -28,6 +28,8 @@ ROWS = (
         "workers",
         "sessions",
         "figures",
+        "sampling",
+        "sentences",
     ),
     (
         "configfile",

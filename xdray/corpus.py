@@ -6,9 +6,7 @@ its sentences are read again. A shard crosses neither a file nor a language, and
 its sentences: the same text in the same order has the same `shard_id` wherever it lies.
 """
 
-import hashlib
 import itertools
-import random
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,20 +18,31 @@ import numpy as np
 from xdray.config import SourceConfig, TransferConfig
 from xdray.errors import ConfigError, CorpusError
 from xdray.labels import LabelSet, is_tag, label_set_of, to_iob2
-from xdray.readers import Content, Place, Row, Span, class_names, expand, format_of, read_rows
+from xdray.readers import Place, Row, Span, class_names, expand, format_of, read_rows
+from xdray.sampling import Draw, share_out
+from xdray.sentences import (
+    Sentence,
+    content_of,
+    key_of,
+    shard_hash,
+    shard_id_of,
+    squeeze,
+    text_keys,
+)
+
+__all__ = [
+    "Labelled",
+    "Sentence",
+    "Shard",
+    "TransferPlan",
+    "inline_shards",
+    "plan_transfer",
+    "read_labelled",
+    "read_shard",
+    "text_keys",
+]
 
 UNKNOWN_LANGUAGE = "und"
-
-
-@dataclass(frozen=True, slots=True)
-class Sentence:
-    """Raw text, or words; with tags (IOB2, one a word) where people gave them."""
-
-    sentence_id: str
-    language: str
-    text: str | None
-    words: tuple[str, ...] | None
-    tags: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +109,7 @@ def read_labelled(
             if row.row_id is not None and ids.setdefault(key, where) != where:
                 raise CorpusError(f"{where}: id '{row.row_id}' again, it was in {ids[key]}")
             tags, repaired = to_iob2(_tags_of(place, row, names, scheme), scheme)
-            if not _squeeze(row.content):
+            if not squeeze(row.content):
                 tally["empty"] += 1
                 continue
             tally["repaired_tags"] += repaired
@@ -118,18 +127,13 @@ def read_labelled(
     return Labelled(sentences, labels, {"sentences": len(sentences), **tally})
 
 
-def text_keys(sentences: Iterable[Sentence]) -> frozenset[int]:
-    """64-bit hashes of sentences, case-folded, without white space: equal for text and words."""
-    return frozenset(_key(_squeeze(_content(sentence))) for sentence in sentences)
-
-
 def inline_shards(sentences: Sequence[Sentence], shard_sentences: int) -> list[Shard]:
     """Cut sentences into shards that hold them, in their order; ids follow from shard and row."""
     shards: list[Shard] = []
     copies: Counter[str] = Counter()
     for start in range(0, len(sentences), shard_sentences):
         part = sentences[start : start + shard_sentences]
-        shard_id, copy = _shard_id([(s.language, _content(s)) for s in part], copies)
+        shard_id, copy = shard_id_of([(s.language, content_of(s)) for s in part], copies)
         named = (replace(s, sentence_id=f"{shard_id[:16]}-{i}") for i, s in enumerate(part))
         shards.append(Shard(shard_id, len(part), copy=copy, sentences=tuple(named)))
     return shards
@@ -145,7 +149,7 @@ def read_shard(shard: Shard) -> list[Sentence]:
     kept = np.unpackbits(np.frombuffer(zlib.decompress(shard.kept), dtype=np.uint8)).tolist()
     try:
         contents = [row.content for row in itertools.compress(read_rows(shard.span), kept)]
-        shard_id = _hash([(shard.language, content) for content in contents], shard.copy)
+        shard_id = shard_hash([(shard.language, content) for content in contents], shard.copy)
         reason = "other sentences"
     except CorpusError as error:
         contents, shard_id, reason = [], "", str(error)
@@ -210,36 +214,18 @@ def _eligible(
         language = place.language or row.language or UNKNOWN_LANGUAGE
         tally = tallies[language]
         tally["read"] += 1
-        squeezed = _squeeze(row.content)
+        squeezed = squeeze(row.content)
         if not squeezed:
             tally["empty"] += 1
-        elif excluded and _key(squeezed) in excluded:
+        elif excluded and key_of(squeezed) in excluded:
             tally["duplicates"] += 1
         else:
             yield index, language, row
 
 
-class _Draw:
-    """Exactly `wanted` of `left` rows to come, each subset as likely as any other.
-
-    Selection sampling (Knuth, The Art of Computer Programming 2, 3.4.2, algorithm S).
-    """
-
-    def __init__(self, left: int, wanted: int, seed: str) -> None:
-        self.left = left
-        self.wanted = wanted
-        self._random = random.Random(seed).random
-
-    def take(self) -> bool:
-        taken = self._random() * self.left < self.wanted
-        self.left -= 1
-        self.wanted -= taken
-        return taken
-
-
 def _draws(
     transfer: TransferConfig, places: Sequence[Place], excluded: frozenset[int], seed: int
-) -> dict[str, _Draw] | None:
+) -> dict[str, Draw] | None:
     """Count the eligible rows of each language and set up its draw; None: all are taken."""
     if transfer.cap is None and not transfer.caps and transfer.sentences is None:
         return None
@@ -255,36 +241,12 @@ def _draws(
         )
     wanted = {name for name in tallies if transfer.caps.get(name) != 0}
     _refuse_empty(counts, wanted, "data.transfer")
-    quotas = _quotas(counts, transfer)
-    _refuse_empty(quotas, wanted, f"data.transfer.sentences = {transfer.sentences}")
-    draws = {name: _Draw(counts[name], quotas[name], f"{seed} {name}") for name in quotas}
-    return defaultdict(lambda: _Draw(0, 0, ""), draws)  # a language of later rows: files changed
-
-
-def _quotas(counts: Mapping[str, int], transfer: TransferConfig) -> dict[str, int]:
-    """Sentences to take of each language: what the caps leave, or shares of `sentences` of it.
-
-    A language with less than its share is taken whole, the rest is shared out anew.
-    """
     caps = {name: transfer.caps.get(name, transfer.cap) for name in sorted(counts)}
     limits = {n: counts[n] if cap is None else min(cap, counts[n]) for n, cap in caps.items()}
-    left = transfer.sentences
-    if left is None or left >= sum(limits.values()):
-        return limits
-    quotas: dict[str, int] = {}
-    while True:
-        weights = {n: counts[n] ** transfer.alpha for n in limits if n not in quotas}
-        shares = {n: left * weight / sum(weights.values()) for n, weight in weights.items()}
-        whole = {n: limits[n] for n, share in shares.items() if limits[n] <= share}
-        if not whole:
-            break
-        quotas |= whole
-        left -= sum(whole.values())
-    quotas |= {n: int(share) for n, share in shares.items()}
-    by_remainder = sorted(shares, key=lambda n: (int(shares[n]) - shares[n], n))
-    for name in by_remainder[: left - sum(int(share) for share in shares.values())]:
-        quotas[name] += 1
-    return quotas
+    quotas = share_out(counts, limits, transfer.sentences, transfer.alpha)
+    _refuse_empty(quotas, wanted, f"data.transfer.sentences = {transfer.sentences}")
+    draws = {name: Draw(counts[name], quotas[name], f"{seed} {name}") for name in quotas}
+    return defaultdict(lambda: Draw(0, 0, ""), draws)  # a language of later rows: files changed
 
 
 def _shard(
@@ -295,7 +257,7 @@ def _shard(
     mask = np.zeros(end - begin + 1, dtype=bool)
     mask[[index - begin for index, _ in rows]] = True
     kept = zlib.compress(np.packbits(mask).tobytes())
-    shard_id, copy = _shard_id([(language, row.content) for _, row in rows], copies)
+    shard_id, copy = shard_id_of([(language, row.content) for _, row in rows], copies)
     span = Span(place, first.start, last.stop, first.number)
     return Shard(shard_id, len(rows), language, span, kept, copy)
 
@@ -377,37 +339,3 @@ def _tags_of(place: Place, row: Row, names: Sequence[str], scheme: str) -> list[
 def _where(place: Place, row: Row, index: int) -> str:
     """File and line of a word: in CoNLL each has its own."""
     return f"{place}:{row.number + (index if place.format == 'conll' else 0)}"
-
-
-def _content(sentence: Sentence) -> Content:
-    return sentence.words if sentence.words is not None else sentence.text or ""
-
-
-def _squeeze(content: Content) -> str:
-    text = content if isinstance(content, str) else "".join(content)
-    return "".join(text.split()).casefold()
-
-
-def _key(squeezed: str) -> int:
-    return int.from_bytes(hashlib.blake2b(squeezed.encode(), digest_size=8).digest(), "little")
-
-
-def _shard_id(sentences: Sequence[tuple[str, Content]], copies: Counter[str]) -> tuple[str, int]:
-    """Hash of sentences, and how many shards of the same ones `copies` knew before."""
-    first = _hash(sentences, 0)
-    copy = copies[first]
-    copies[first] += 1
-    return (_hash(sentences, copy) if copy else first), copy
-
-
-def _hash(sentences: Sequence[tuple[str, Content]], copy: int) -> str:
-    """Hash the sizes of all parts, then the parts: text "a b" differs from words "a", "b"."""
-    sizes, parts = [copy], []
-    for language, content in sentences:
-        sizes.append(-1 if isinstance(content, str) else len(content))
-        for part in (language, content) if isinstance(content, str) else (language, *content):
-            parts.append(part.encode())
-            sizes.append(len(parts[-1]))
-    hasher = hashlib.blake2b(np.array(sizes, dtype="<i8").tobytes(), digest_size=16)
-    hasher.update(b"".join(parts))
-    return hasher.hexdigest()

@@ -67,7 +67,7 @@ def read_header(name: str) -> ModelHeader:
         model=name,
         model_type=values["model_type"],
         width=width,
-        num_layers=_first(values, path, "num_hidden_layers", "n_layers"),
+        num_layers=_first(values, path, "num_hidden_layers", "n_layers", "num_layers"),
         embedding_width=values.get("embedding_size") or width,
         vocab_size=_first(values, path, "vocab_size"),
         max_positions=values.get("max_position_embeddings"),

@@ -153,7 +153,8 @@ class _StageRun:
         trainable = _set_trainable(self.student, stage)
         self.optimiser = _optimiser(self.student, trainable, stage, training.settings)
         self.best_state = _copy_state(self.student)
-        self._resume()
+        if not self._resume():
+            self._score_start()
         self.losses: nn.Module = StepLosses(self.student, stage.terms)
         if self.session.world_size > 1:
             self.losses = DistributedDataParallel(self.losses, broadcast_buffers=False)
@@ -307,8 +308,7 @@ class _StageRun:
         progress, training = self.progress, self.training
         self._raise_if_not_finite()
         self.student.eval()
-        dev = training.score(self.student) if self.stage.by_dev else None
-        score = -self._held_out_loss() if dev is None else float(dev[training.metric])
+        score = self._current_score()
         if score >= progress.best:  # ties to the later
             progress.best, progress.bad_epochs = score, 0
             self.best_state = _copy_state(self.student)
@@ -373,16 +373,36 @@ class _StageRun:
         self.session.save(lambda folder: torch.save(state, folder / "state.pt"), metrics)
         self._last_checkpoint = time.monotonic()
 
-    def _resume(self) -> None:
-        """Go on from the last checkpoint if it is of this stage."""
+    def _score_start(self) -> None:
+        """Let a sub-step be judged against the state that the one before it ended in.
+
+        Only where the score means the same there: within a stage, and on dev once a head is
+        trained. A sub-step whose every epoch is worse then changes nothing.
+        """
+        before = self.training.stages[self.index - 1] if self.index else None
+        if before is None or self.stage.new_head:
+            return
+        if before.stage != self.stage.stage and not (self.stage.by_dev and before.trains_head):
+            return
+        self.student.eval()
+        self.progress.best = self._current_score()
+
+    def _current_score(self) -> float:
+        """Return what the best state is chosen by: the metric on dev or minus the held-out loss."""
+        if not self.stage.by_dev:
+            return -self._held_out_loss()
+        return float(self.training.score(self.student)[self.training.metric])
+
+    def _resume(self) -> bool:
+        """Go on from the last checkpoint if it is of this stage; says whether it was."""
         folder = self.session.latest_checkpoint()
         if folder is None or not (Path(folder) / "state.pt").is_file():
-            return
+            return False
         state = torch.load(
             Path(folder) / "state.pt", map_location=self.session.device, weights_only=True
         )
         if state["key"] != self.key:
-            return
+            return False
         self.progress = Progress(**state["progress"])
         self.sums = state["sums"]
         self.student.load_state_dict(state["student"])
@@ -392,6 +412,7 @@ class _StageRun:
             f"stage {self.stage.name}: continued at epoch {self.progress.epoch + 1}, "
             f"step {self.progress.step}"
         )
+        return True
 
 
 def _set_trainable(student: Learner, stage: Stage) -> list[tuple[str, nn.Parameter]]:
