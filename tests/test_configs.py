@@ -1,0 +1,27 @@
+"""Each config of the repository loads; the recipe of each becomes a plan."""
+
+from pathlib import Path
+
+import pytest
+
+from xdray.configfile import dump_config, load_config
+from xdray.stages import plan_stages
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_loads_and_its_recipe_is_a_plan(path: Path, tmp_path: Path):
+    config = load_config(str(path))
+    assert path.read_text().startswith("# "), "says at its top what it shows"
+    assert plan_stages(config, num_teacher_layers=12)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump_config(config))
+    assert load_config(str(copy)) == config
+
+
+def test_there_are_the_configs_that_the_readme_names():
+    names = {path.stem for path in CONFIGS}
+    expected = {"quickstart", "tiny", "wikiann_mbert", "wikiann_mbert_35x", "ner37", "wikiann_en"}
+    assert expected <= names
