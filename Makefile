@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTHONS := python3.11 python3 python3.12 python3.13 python3.14
-CODE := xdray jobs tests
+CODE := xdray jobs tests benchmarks
 SAMPLE := sample/quickstart
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

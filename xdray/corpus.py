@@ -97,7 +97,7 @@ def read_labelled(
     seen: dict[str, str] = {}  # tag: where it came first
     ids: dict[tuple[int, str, str | None], str] = {}
     languages: set[str] = set()
-    for source, place in _places(sources, f"data.{split}"):
+    for source, place in places_of_sources(sources, f"data.{split}"):
         languages |= {place.language} if place.language else set()
         names = class_names(place)
         labels = labels or (_label_set(place, names, scheme) if names else None)
@@ -172,7 +172,7 @@ def plan_transfer(
     excluded: `text_keys` of dev and test; sentences among them are dropped and counted. With caps
     a first pass counts each language, and the choice is a uniform draw of the exact number.
     """
-    places = [place for _, place in _places(transfer.sources, "data.transfer")]
+    places = [place for _, place in places_of_sources(transfer.sources, "data.transfer")]
     draws = _draws(transfer, places, excluded, seed)
     tallies: dict[str, Counter[str]] = defaultdict(Counter)
     copies: Counter[str] = Counter()
@@ -262,7 +262,7 @@ def _shard(
     return Shard(shard_id, len(rows), language, span, kept, copy)
 
 
-def _places(sources: Sequence[SourceConfig], where: str) -> list[tuple[int, Place]]:
+def places_of_sources(sources: Sequence[SourceConfig], where: str) -> list[tuple[int, Place]]:
     """Files and subsets of the sources, each with the number of its source."""
     found = [(number, p) for number, source in enumerate(sources) for p in _places_of(source)]
     for place, times in Counter(replace(place, language=None) for _, place in found).items():

@@ -17,12 +17,11 @@ from rich.table import Table
 
 from xdray.cluster import plan_resources
 from xdray.config import Config, SourceConfig, TransferConfig
-from xdray.corpus import _places as places
+from xdray.corpus import places_of_sources
 from xdray.errors import ConfigError
 from xdray.header import ModelHeader, read_header, resolve_model
 from xdray.labels import LabelSet
-from xdray.readers import Place, Span, class_names, read_rows
-from xdray.readers import _open as open_place
+from xdray.readers import Place, Span, class_names, open_place, read_rows
 from xdray.stages import needed_layers, plan_stages
 from xdray.storage import free_space, size
 
@@ -67,7 +66,7 @@ def _check_labels(config: Config, header: ModelHeader) -> None:
 
 def label_names(sources: Sequence[SourceConfig]) -> list[str] | None:
     """Return the ClassLabel names of labelled sources, None where they carry none."""
-    found = (class_names(place) for _, place in places(sources, "data.train"))
+    found = (class_names(place) for _, place in places_of_sources(sources, "data.train"))
     return next((names for names in found if names), None)
 
 
@@ -83,7 +82,7 @@ class Estimate:
 
 def estimate_transfer(transfer: TransferConfig, shard_sentences: int) -> Estimate:
     """Estimate the number of sentences and shards after the caps, reading about 1,000 sentences."""
-    all_places = [place for _, place in places(transfer.sources, "data.transfer")]
+    all_places = [place for _, place in places_of_sources(transfer.sources, "data.transfer")]
     each = max(10, SAMPLE_SENTENCES // len(all_places))
     sentences, shards, sample = 0, 0, []
     for place in all_places:

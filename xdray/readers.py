@@ -122,7 +122,7 @@ def class_names(place: Place) -> list[str] | None:
         if place.format == "hub":
             schema = _hub_dataset(place).features.arrow_schema
         else:
-            schema = pq.read_schema(_open(place.path))
+            schema = pq.read_schema(open_place(place.path))
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     feature = features.get("info", {}).get("features", {}).get(place.tags)
     while isinstance(feature, list) or (isinstance(feature, dict) and "feature" in feature):
@@ -144,7 +144,8 @@ def _locate(path: str) -> tuple[pafs.FileSystem, str]:
     return pafs.FileSystem.from_uri(path) if "://" in path else local
 
 
-def _open(path: str) -> pa.NativeFile:
+def open_place(path: str) -> pa.NativeFile:
+    """Open a file or URI."""
     system, name = _locate(path)
     return system.open_input_file(name)
 
@@ -168,7 +169,7 @@ def _glob(system: pafs.FileSystem, info: pafs.FileInfo, patterns: list[str]) -> 
 def _lines(span: Span) -> Iterator[tuple[int, int, int, str]]:
     """Yield (start byte, stop byte, line number, line without its end)."""
     place, position, number, rest = span.place, span.start, span.number, b""
-    with _reading(place), _open(place.path) as file:
+    with _reading(place), open_place(place.path) as file:
         file.seek(position)
         while block := file.read(min(BLOCK_BYTES, (span.stop or file.size()) - file.tell())):
             *raws, rest = (rest + block).split(b"\n")
@@ -260,7 +261,7 @@ def _jsonl_rows(span: Span, labelled: bool) -> Iterator[Row]:
 def _parquet_rows(span: Span, labelled: bool) -> Iterator[Row]:
     """Of the file only the row groups that hold rows of the stretch are read."""
     place, start = span.place, span.start
-    with _reading(place), _open(place.path) as file:
+    with _reading(place), open_place(place.path) as file:
         table = pq.ParquetFile(file, buffer_size=BLOCK_BYTES)
         sizes = [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)]
         ends = list(itertools.accumulate(sizes))

@@ -29,7 +29,7 @@ from transformers import (
 from xdray.config import StudentConfig
 from xdray.errors import ConfigError, ExportError
 from xdray.labels import LabelSet
-from xdray.learner import Learner
+from xdray.learner import Learner, quiet_transformers
 from xdray.modeling_bilstm import BiLstmConfig, BiLstmForTokenClassification
 
 AutoConfig.register(BiLstmConfig.model_type, BiLstmConfig, exist_ok=True)
@@ -216,7 +216,8 @@ def save_student(
     tokenizer.padding_side = "right"
     tokenizer.model_max_length = student.max_length
     try:
-        student.model.save_pretrained(unfinished)
+        with quiet_transformers():
+            student.model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         if card is not None:
             (unfinished / "README.md").write_text(card, encoding="utf-8")
@@ -244,9 +245,10 @@ def load_student(folder: str | Path) -> PreTrainedModel:
     Raises ExportError when there is none, or when weights are missing.
     """
     try:
-        model, loading = AutoModelForTokenClassification.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
+        with quiet_transformers():
+            model, loading = AutoModelForTokenClassification.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ExportError(f"{folder}: no student can be loaded from it: {reason}") from error

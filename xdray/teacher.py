@@ -8,8 +8,7 @@ layer l that of encoder layer l.
 import copy
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from xdray.errors import ClusterError, ConfigError
 from xdray.header import resolve_model
 from xdray.labels import LabelSet
-from xdray.learner import Learner
+from xdray.learner import Learner, quiet_transformers
 from xdray.storage import fingerprint_files
 from xdray.tokens import load_tokenizer
 
@@ -119,7 +117,7 @@ def load_teacher(
     """
     folder = model_folder(model)
     try:
-        with _quiet():
+        with quiet_transformers():
             loaded, report = AutoModelForTokenClassification.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
@@ -218,23 +216,6 @@ def _layer_seconds(width: int) -> dict[str, float]:
     return seconds
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bar and loading report off the terminal: we say it ourselves."""
-    bar, level = (
-        transformers_logging.is_progress_bar_enabled(),
-        transformers_logging.get_verbosity(),
-    )
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bar:
-            transformers_logging.enable_progress_bar()
-
-
 class TeacherLearner(Learner):
     """An encoder with a head while it is fine-tuned into a teacher."""
 
@@ -249,7 +230,7 @@ class TeacherLearner(Learner):
         folder = model_folder(encoder)
         torch.manual_seed(seed)
         try:
-            with _quiet():
+            with quiet_transformers():
                 model = AutoModelForTokenClassification.from_pretrained(
                     folder,
                     id2label=labels.id2label,
@@ -305,7 +286,7 @@ def save_finetuned(encoder: str, labels: LabelSet, finetuning: Path, folder: Pat
     learner.load_state_dict(load_file(last / "student.safetensors"))
     partial = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
-    with _quiet():
+    with quiet_transformers():
         learner.model.save_pretrained(partial)
         load_tokenizer(encoder).save_pretrained(partial)
     partial.rename(folder)
