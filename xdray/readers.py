@@ -1,9 +1,9 @@
 """Rows out of every input format, each with the position from which it is read again.
 
 A `Place` is one file, or one subset of a Hub data set. Positions are bytes in line formats (text,
-JSONL, CoNLL, TSV) and rows in tables (Parquet, Hub): `read_rows` starts wherever a row starts,
-without reading what lies ahead of it. Text is strict UTF-8; a byte order mark at the start of a
-file is dropped. Raises CorpusError naming file and line (tables: row, counted from 1).
+JSONL, CoNLL, TSV) and rows in tables (Parquet, Hub): `read_rows` starts wherever a row starts.
+Text is strict UTF-8; a byte order mark at its start is dropped. Raises CorpusError naming file and
+line (tables: row, counted from 1).
 """
 
 import functools
