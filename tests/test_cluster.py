@@ -150,6 +150,7 @@ def count_steps(settings: dict[str, Any], session: Session) -> dict[str, Any]:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_two_workers_survive_a_kill_and_the_same_name_goes_on(cluster: Cluster, tmp_path: Path):
     plan, marker = dataclasses.replace(PLAN, workers=2), tmp_path / "killed"
     settings = {"steps": 3, "dies_after": 1, "marker": str(marker)}
@@ -167,6 +168,7 @@ def test_two_workers_survive_a_kill_and_the_same_name_goes_on(cluster: Cluster, 
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_our_error_in_one_of_two_workers_ends_the_run_without_a_second_try(
     cluster: Cluster, tmp_path: Path
 ):

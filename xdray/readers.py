@@ -140,8 +140,7 @@ def _reading(where: object) -> Iterator[None]:
 
 
 def _locate(path: str) -> tuple[pafs.FileSystem, str]:
-    local = (pafs.LocalFileSystem(), path)
-    return pafs.FileSystem.from_uri(path) if "://" in path else local
+    return pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
 
 
 def open_place(path: str) -> pa.NativeFile:
