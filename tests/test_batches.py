@@ -75,6 +75,7 @@ def test_collating_pads_after_mapping_ids_and_keeps_no_special_token():
     assert kept.tolist() == [88, 85, 84, 83]
     assert batch.logits is not None
     assert batch.logits[:, 0].tolist() == [11, 14, 15, 16]
+    assert batch.first.tolist() == [0, 1, 2, 3]
     assert batch.hidden[4][:, 0].tolist() == [1, 4, 5, 6]
 
 
@@ -142,6 +143,13 @@ def test_held_out_is_decided_by_the_id_alone():
     longer, shorter = is_held_out("abc", 500, 0.1), is_held_out("abc", 100, 0.1)
     assert longer[:100].tolist() == shorter.tolist()
     assert is_held_out("abd", 500, 0.1).tolist() != longer.tolist()
+
+
+def test_first_tokens_of_words_are_marked_across_sentences():
+    """[CLS] w0 w0 w1 [SEP] | w0 (no special tokens): kept are w0 w0 w1 | w0."""
+    word_ids = np.array([-1, 0, 0, 1, -1, 0], dtype=np.int32)
+    tokens = Tokens(np.arange(6, dtype=np.int32), word_ids, np.array([0, 5, 6]))
+    assert collate(tokens, np.array([0, 1]), 0, None).first.tolist() == [0, 2, 3]
 
 
 def test_labels_that_are_ignored_are_not_counted():

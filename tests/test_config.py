@@ -45,6 +45,10 @@ def path(tmp_path: Path) -> str:
             "temperature = 2.0 goes with a kl logit loss",
         ),
         (
+            "recipe=[{name: a, terms: [{loss: hidden, split: transfer, tokens: first}]}]",
+            "tokens: first goes with a logit term",
+        ),
+        (
             "recipe=[{name: a, unfreeze: true, terms: [{loss: hidden, split: transfer}]}]",
             "nothing is frozen",
         ),

@@ -78,6 +78,8 @@ class Batch:
     """(B, T) int64, 1 on tokens that are there."""
     kept: Tensor
     """(N,) int64 positions in the flattened (B, T) of tokens that are scored: no special tokens."""
+    first: Tensor
+    """(words,) int64 places in `kept` of the first token of each word."""
     logits: Tensor | None
     """(N, C) float32 of the teacher."""
     hidden: dict[int, Tensor]
@@ -96,6 +98,7 @@ class Batch:
             input_ids=self.input_ids.to(device, non_blocking=True),
             attention_mask=self.attention_mask.to(device, non_blocking=True),
             kept=self.kept.to(device, non_blocking=True),
+            first=self.first.to(device, non_blocking=True),
             logits=None if self.logits is None else self.logits.to(device, non_blocking=True),
             hidden={layer: values.to(device) for layer, values in self.hidden.items()},
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
@@ -183,13 +186,17 @@ def collate_many(
         flat = id_map[flat]
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
     input_ids, mask, _ = pad(flat, offsets, np.arange(len(offsets) - 1), pad_id)
+    words = np.concatenate(word_ids)
     scored = np.full(mask.shape, False)
-    scored[mask.numpy().astype(bool)] = np.concatenate(word_ids) >= 0
+    scored[mask.numpy().astype(bool)] = words >= 0
+    begins = np.diff(words, prepend=-1) != 0
+    begins[offsets[:-1]] = True  # word 0 may follow word 0 of the sentence before
     gold = torch.from_numpy(np.concatenate(labels)) if labels else None
     return Batch(
         input_ids=input_ids,
         attention_mask=mask,
         kept=torch.from_numpy(np.flatnonzero(scored)),
+        first=torch.from_numpy(np.flatnonzero(begins[words >= 0])),
         logits=torch.from_numpy(np.concatenate(logits)) if logits else None,
         hidden={layer: torch.from_numpy(np.concatenate(parts)) for layer, parts in hidden.items()},
         labels=gold,
@@ -331,6 +338,7 @@ def _unscored(batch: Batch) -> Batch:
     return replace(
         batch,
         kept=batch.kept[:0],
+        first=batch.first[:0],
         logits=None if batch.logits is None else batch.logits[:0],
         hidden={layer: values[:0] for layer, values in batch.hidden.items()},
         labels=None if batch.labels is None else batch.labels[:0],

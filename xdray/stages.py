@@ -23,6 +23,8 @@ class Term:
     distance: str
     temperature: float
     layer: int | None
+    tokens: str
+    """"first": of each word; "all": special tokens aside."""
 
     @property
     def name(self) -> str:
@@ -197,6 +199,7 @@ def _term(term: TermConfig, default_layer: int, num_layers: int) -> Term:
         distance=term.distance,
         temperature=term.temperature or 1.0,
         layer=layer,
+        tokens=term.tokens,
     )
 
 

@@ -47,13 +47,18 @@ def _term_loss(term: Term, output: tuple[Tensor, Tensor], batch: Batch) -> Tenso
         assert batch.labels is not None
         return losses.label_loss(logits, batch.labels)[0]
     assert batch.logits is not None
+    target = batch.logits
+    if term.tokens == "first":
+        logits, target = logits[batch.first], target[batch.first]
     if term.loss == "hard_labels":
-        return losses.label_loss(logits, batch.logits.argmax(-1))[0]
+        return losses.label_loss(logits, target.argmax(-1))[0]
     if term.distance == "kl":
-        return losses.soft_target_loss(logits, batch.logits, term.temperature)[0]
-    return losses.logit_loss(logits, batch.logits)[0]
+        return losses.soft_target_loss(logits, target, term.temperature)[0]
+    return losses.logit_loss(logits, target)[0]
 
 
 def term_count(term: Term, batch: Batch) -> int:
     """Tokens that the term's mean is over, on this rank."""
-    return batch.num_labels if term.loss == "labels" else len(batch.kept)
+    if term.loss == "labels":
+        return batch.num_labels
+    return len(batch.first if term.tokens == "first" else batch.kept)
