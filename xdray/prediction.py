@@ -189,6 +189,7 @@ def predict_files(
     items = [_Numbered(number, shard) for number, shard in enumerate(plan.shards)]
     total, sentences, entities = sum(shard.rows for shard in plan.shards), 0, 0
     with Console() as console, Cluster(config) as cluster, _Writer(path) as writer:
+        console.progress("predict", 0, total, "sentences")
         for records in _in_order(map_shards(cluster, _NumberedPredictor, kwargs, items, pool)):
             writer.write(records)
             sentences += len(records)
