@@ -62,9 +62,15 @@ def _student_weights(folder: str) -> dict[str, torch.Tensor]:
     return load_file(Path(folder) / "student" / "model.safetensors")
 
 
-def test_text_goes_in_and_a_scored_student_comes_out(tiny: MakeConfig, ray_session: None):
+def test_text_goes_in_and_a_scored_student_comes_out(
+    tiny: MakeConfig, ray_session: None, capsys: pytest.CaptureFixture[str]
+):
     config = tiny("first")
     report = distill(config)
+    _, mark, example = capsys.readouterr().out.partition("from transformers import pipeline")
+    loaded: dict[str, Any] = {}
+    exec(mark + example, loaded)  # the example that was printed
+    assert loaded["tagger"].model.config.model_type == "xdray_bilstm"
     folder = Path(config.run.folder)
     targets = report["targets"]
     assert targets["rows"] == targets["teacher_forward_rows"] > 0

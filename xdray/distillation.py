@@ -25,7 +25,7 @@ from xdray.learning import (
     prepare_start,
 )
 from xdray.planning import check_plan
-from xdray.report import model_card, summary_table, write_report
+from xdray.report import loading_example, model_card, summary_table, write_report
 from xdray.runs import Run, open_run
 from xdray.sessions import LocalSession
 from xdray.stages import (
@@ -285,6 +285,7 @@ def assess(
     (run.path("student") / "README.md").write_text(model_card(report), encoding="utf-8")
     report["report"] = str(write_report(run.folder, report))
     run.console.show(summary_table(report))
+    run.console.say(f"\nreport: {report['report']}\n\n{loading_example(report)}\n")
     run.write_json("report.json", report)  # last: it says that the run is done
     return report
 

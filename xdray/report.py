@@ -137,6 +137,17 @@ def model_card(report: Report) -> str:
     return f"---\n{data.to_yaml()}\n---\n\n{_card_text(report)}"
 
 
+def loading_example(report: Report) -> str:
+    """Python that loads the student, for the terminal."""
+    remote = ", trust_remote_code=True" if at(report, "student.kind") == "bilstm" else ""
+    return (
+        "from transformers import pipeline\n\n"
+        f'tagger = pipeline("token-classification", "{at(report, "run_dir")}/student"{remote},\n'
+        '                  aggregation_strategy="first")\n'
+        'print(tagger([["Anna", "lives", "in", "Lyon", "."]], is_split_into_words=True))'
+    )
+
+
 def _is_hub_id(name: Any) -> bool:
     """Whether a teacher's name is one that the Hub could know: not a path, not a description."""
     if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
