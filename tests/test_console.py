@@ -18,6 +18,14 @@ def test_progress_on_a_pipe_is_a_line_with_rate_and_only_at_the_end_when_quick(
     assert lines[0].startswith("targets: 30 of 30 sentences, ")
 
 
+def test_a_part_that_is_done_when_first_heard_of_has_no_rate_and_no_line(
+    capsys: pytest.CaptureFixture[str],
+):
+    with Console() as console:
+        console.progress("stage labels, epoch 10 of 10", 8, 8, "steps")
+    assert capsys.readouterr().out == ""
+
+
 def test_what_is_said_is_printed_and_logged_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -71,14 +71,15 @@ class Console:
     def progress(self, title: str, done: int, total: int, unit: str) -> None:
         """Say how far a part is; another title ends the part before."""
         now = time.monotonic()
-        if title != self._title:
+        first = title != self._title
+        if first:
             self.end()
             self._title, self._started, self._shown = title, now, now
         if self._quiet:
             return
         if self._rich.is_terminal:
             self._move_bar(title, done, total, unit, now)
-        elif now - self._shown >= PLAIN_SECONDS or done == total:
+        elif now - self._shown >= PLAIN_SECONDS or (done == total and not first):
             self._shown = now
             self._rich.print(_plain(title, done, total, unit, now - self._started), markup=False)
 

@@ -184,6 +184,10 @@ class _StageRun:
     def _score_name(self) -> str:
         return f"dev {self.training.metric}" if self.stage.by_dev else "minus held-out loss"
 
+    def _shown_score(self, score: float) -> str:
+        name = self._score_name()
+        return f"{name} {score:.4f}" if self.stage.by_dev else f"held-out loss {-score:.4f}"
+
     def _tick(self) -> None:
         now = time.monotonic()
         self.progress.seconds += now - self._clock
@@ -329,7 +333,7 @@ class _StageRun:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
         training.console.say(
             f"stage {self.stage.name}: epoch {progress.epoch + 1}/{self.stage.epochs}, "
-            f"loss {shown}, {self._score_name()} {score:.4f}, {progress.seconds:.0f} s"
+            f"loss {shown}, {self._shown_score(score)}, {progress.seconds:.0f} s"
         )
         progress.epoch, progress.step = progress.epoch + 1, 0
         self.sums.zero_()
