@@ -35,6 +35,7 @@ def path(tmp_path: Path) -> str:
         ("data.test=b.conll", "data.dev and data.test both read 'b.conll'"),
         ("teacher.model=null", "either `model` (fine-tuned) or `finetune`"),
         ("teacher.replicas=0", "expected 'auto' or 1 and more"),
+        ("data.transfer={sources: t.txt, alpha: 0.5}", "alpha = 0.5 shares out `sentences`"),
         ("data.train={hub: conll}", "a `hub` source needs its `split`"),
         ("training.workers=-1", "training.workers is -1"),
         ("student.hidden", "expected section.key=value"),

@@ -16,7 +16,7 @@ from datasets import config as datasets_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xdray.config import SourceConfig, TransferConfig
+from xdray.config_data import SourceConfig, TransferConfig
 from xdray.corpus import (
     Sentence,
     TransferPlan,

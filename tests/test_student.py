@@ -287,11 +287,17 @@ def test_reset_head_renews_the_head_in_place_and_nothing_else(kind: str):
     assert torch.equal(head, first)
 
 
-@pytest.mark.parametrize("kind", SHAPES)
-def test_student_starts_from_the_embeddings_given(kind: str):
+def test_transformer_starts_from_the_embeddings_given():
     table = torch.arange(len(VOCABULARY) * 6.0).view(-1, 6)
-    student = make(kind, embeddings=table)
+    student = make("transformer", embeddings=table)
     assert torch.equal(inside(student).get_input_embeddings().weight, table)
+
+
+def test_bilstm_starts_from_the_embeddings_given_at_size_one():
+    table = 0.01 * torch.arange(len(VOCABULARY) * 6.0).view(-1, 6)
+    weight = inside(make(embeddings=table)).get_input_embeddings().weight.detach()
+    assert weight.square().mean().item() == pytest.approx(1)
+    torch.testing.assert_close(weight / weight[1, 0], table / table[1, 0])
 
 
 # ---- SVD

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from xdray.config import Config, Section
+from xdray.config import Config
+from xdray.config_data import Section
 from xdray.errors import ConfigError
 
 SHORT_FORMS = {"recipe": "name", "transfer": "sources"}

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from xdray.config import SourceConfig, TransferConfig
+from xdray.config_data import SourceConfig, TransferConfig
 from xdray.errors import ConfigError, CorpusError
 from xdray.labels import LabelSet, is_tag, label_set_of, to_iob2
 from xdray.readers import Place, Row, Span, class_names, expand, format_of, read_rows

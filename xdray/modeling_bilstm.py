@@ -120,7 +120,7 @@ class BiLstmForTokenClassification(PreTrainedModel):
     main_input_name = "input_ids"
 
     def __init__(self, config: BiLstmConfig) -> None:
-        """Start as Keras does, where P1 was trained."""
+        """Start as Keras does, where P1 was trained; but embeddings as torch does."""
         super().__init__(config)
         width = 2 * config.hidden_size
         sizes = [config.embedding_size] + [width] * (config.num_layers - 1)
@@ -145,7 +145,7 @@ class BiLstmForTokenClassification(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Glorot kernels, orthogonal recurrence, forget gates open (bias 1), small embeddings."""
+        """Glorot kernels, orthogonal recurrence, forget gates open (bias 1), embeddings N(0, 1)."""
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
@@ -157,7 +157,7 @@ class BiLstmForTokenClassification(PreTrainedModel):
             if not getattr(bias, "_is_hf_initialized", False):  # a slice of it does not know
                 bias.zero_()[module.hidden_size : 2 * module.hidden_size] = 1.0  # gates: i f g o
         elif isinstance(module, nn.Embedding):
-            nn.init.uniform_(module.weight, -0.05, 0.05)
+            nn.init.normal_(module.weight)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Projected state of each token, (B, T, W); what a student's hidden loss compares.

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from xdray.cluster import plan_resources
-from xdray.config import Config, SourceConfig, TransferConfig
+from xdray.config import Config
+from xdray.config_data import SourceConfig, TransferConfig
 from xdray.corpus import places_of_sources
 from xdray.errors import ConfigError
 from xdray.header import ModelHeader, read_header, resolve_model

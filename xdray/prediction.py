@@ -15,7 +15,8 @@ from torch import Tensor
 
 from xdray.batches import Tokens
 from xdray.cluster import Cluster, available, map_shards
-from xdray.config import ClusterConfig, SourceConfig, TransferConfig
+from xdray.config import ClusterConfig
+from xdray.config_data import SourceConfig, TransferConfig
 from xdray.console import Console
 from xdray.corpus import Sentence, Shard, plan_transfer, read_shard
 from xdray.errors import ConfigError

@@ -161,8 +161,19 @@ def build_student(
         assert isinstance(table, Tensor)
         assert embeddings.shape == table.shape, (embeddings.shape, table.shape)
         with torch.no_grad():
-            table.copy_(embeddings)
+            table.copy_(_unit_size(embeddings) if config.kind == "bilstm" else embeddings)
     return Student(model, projection, max_length)
+
+
+def _unit_size(embeddings: Tensor) -> Tensor:
+    """Scale a table as a whole to entries of size 1 (root mean square), as random ones have.
+
+    A teacher's entries are near 0.05, and Adam moves an entry by about the learning rate a step
+    whatever its size: a few steps would overwrite the rows of rare words, which then fit the
+    transfer text and nothing else (docs/LOG.md). A Transformer's are left alone: its position
+    embeddings are added to them, and the sum is normalised.
+    """
+    return embeddings / embeddings.square().mean().sqrt().clamp(min=1e-12)
 
 
 def svd_embeddings(table: Tensor, width: int, teacher_ids: Tensor) -> Tensor:
@@ -174,8 +185,7 @@ def svd_embeddings(table: Tensor, width: int, teacher_ids: Tensor) -> Tensor:
     centred PCA 88.3, random 87.4).
 
     The singular vectors are those of the eigen-decomposition of rows' * rows in float64; each is
-    turned so that its largest entry is positive. Nothing is rescaled: the leading directions hold
-    most of the length of a row, so the fewer are kept the larger their entries are on average.
+    turned so that its largest entry is positive. Nothing is rescaled here.
     Raises ConfigError where `width` is more than the teacher has.
     """
     if width > table.shape[1]:

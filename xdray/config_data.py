@@ -1,0 +1,135 @@
+"""The config's sections on text: where it lies, how much of it, how it is cut into tokens.
+
+`config` has the other sections and joins them; it is what other modules import.
+"""
+
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, keyword-only, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SourceConfig(Section):
+    """One source of text: files, or a Hub data set by name."""
+
+    path: str | None = None
+    """A file, a glob, or a URI that pyarrow reads."""
+    hub: str | None = None
+    """A data set of the Hub by name, or a local folder that `datasets` loads. Instead of `path`."""
+    subsets: list[str] | None = None
+    """The configurations of the Hub data set, one after the other; null: its default one."""
+    split: str | None = None
+    """The split of the Hub data set."""
+    format: Literal["auto", "parquet", "jsonl", "text", "conll", "tsv"] = "auto"
+    """auto: by the file's ending (.parquet .jsonl .txt .conll .tsv). text: one sentence a line.
+    conll: word first, tag last, blank line between sentences. tsv: the reference's, words TAB
+    tags."""
+    language: str | None = None
+    """A code for all sentences, or taken from the path: "{stem}" (en.txt), "{parent}"
+    (en/train.parquet), "{subset}" (Hub). null: the column `language`, else "und"."""
+    words: str = "tokens"
+    """Column with the list of words (Parquet, JSONL, Hub)."""
+    tags: str = "ner_tags"
+    """Column with the list of tags, as names or as ClassLabel ids."""
+    text: str = "text"
+    """Column with raw text, where there is no column of words."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "SourceConfig":
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("name either `path` (files) or `hub` (a data set), one of them")
+        if self.hub is None and (self.subsets or self.split):
+            raise ValueError("`subsets` and `split` go with `hub`, this source has a `path`")
+        if self.hub is not None and self.split is None:
+            raise ValueError("a `hub` source needs its `split`")
+        if self.hub is not None and self.format != "auto":
+            raise ValueError("`format` goes with `path`, this source is a `hub` data set")
+        return self
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | dict) else value
+
+
+Sources = Annotated[list[SourceConfig], BeforeValidator(_as_list)]
+
+
+class TransferConfig(Section):
+    """The unlabelled text, and how much of each language."""
+
+    sources: Sources = Field(min_length=1)
+    """Files or data sets; labels in them are not read."""
+    cap: int | None = Field(default=None, gt=0)
+    """At most so many sentences a language, drawn by seed; null: all."""
+    caps: dict[str, int] = {}
+    """The same for single languages, in place of `cap`."""
+    sentences: int | None = Field(default=None, gt=0)
+    """At most so many in all, shared out by `alpha`; null: all that the caps leave."""
+    alpha: float = Field(default=1.0, ge=0, le=1)
+    """Languages get shares of `sentences` by count ** alpha: 1 natural, 0 equal. No sentence is
+    taken twice: a language smaller than its share is taken whole."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_sources(cls, value: Any) -> Any:
+        if isinstance(value, str | list):
+            return {"sources": cast("Any", value)}
+        values = cast("dict[str, Any]", value)
+        return {"sources": values} if {"path", "hub"} & values.keys() else values
+
+    @model_validator(mode="after")
+    def _alpha_shares_something(self) -> "TransferConfig":
+        if self.alpha < 1 and self.sentences is None:
+            raise ValueError(f"alpha = {self.alpha} shares out `sentences`: set that, or no alpha")
+        return self
+
+
+class DataConfig(Section):
+    """Labelled and unlabelled text."""
+
+    train: Sources = Field(min_length=1)
+    """Labelled sentences to learn from (D_l of the papers)."""
+    dev: Sources = Field(min_length=1)
+    """Labelled sentences by which every choice is made."""
+    test: Sources = Field(min_length=1)
+    """Labelled sentences, scored once at the end."""
+    transfer: TransferConfig
+    """Unlabelled sentences for the teacher (D_u of the papers)."""
+    scheme: Literal["IOB2", "IOB1", "BIOES"] = "IOB2"
+    """How the labelled files write entities; read into IOB2."""
+
+    @model_validator(mode="after")
+    def _splits_apart(self) -> "DataConfig":
+        for name, other in (("dev", "test"), ("train", "dev"), ("train", "test")):
+            for source in getattr(self, name):
+                if source in getattr(self, other):
+                    where = source.path or source.hub
+                    raise ValueError(
+                        f"data.{name} and data.{other} both read '{where}'; "
+                        "scores would be of text that was learnt from or chosen by"
+                    )
+        return self
+
+
+class TokensConfig(Section):
+    """From words to tokens (subwords)."""
+
+    words: Literal["punctuation", "whitespace"] = "punctuation"
+    """How raw text is split into words. punctuation: at white space, each punctuation mark and each
+    CJK character a word of its own. Labelled text keeps the words it has."""
+    max_length: int = Field(default=128, ge=8)
+    """Tokens a sentence, special tokens included (P1: 32). Longer ones are cut at the last word
+    that fits whole, and counted; words cut off are scored as O."""
+    vocabulary: Literal["pruned", "full"] = "pruned"
+    """pruned: the student knows the tokens seen in train and transfer text (P1 section 2.1: needed
+    for 35x). full: the teacher's vocabulary."""
