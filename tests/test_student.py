@@ -185,6 +185,16 @@ def test_gelu_projection_never_falls_below_gelus_floor(kind: str):
     assert hidden.max() < 0
 
 
+def test_gelu_head_stands_between_the_projection_and_the_head():
+    student = make(projection="gelu_head").eval()
+    model = inside(student)
+    with torch.no_grad():
+        model.projection.bias.fill_(-3.0)
+    hidden, logits = student(*ragged()[:2])
+    assert hidden.max() < -0.17
+    torch.testing.assert_close(logits, model.classifier(nn.functional.gelu(hidden)))
+
+
 def test_dropout_drops_the_share_asked_for_and_keeps_the_mean():
     dropout = FastDropout(0.3)
     torch.manual_seed(0)
@@ -220,7 +230,7 @@ def test_tokens_under_the_mask_change_nothing(kind: str):
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_student_in_training_and_its_hugging_face_model_give_the_same_logits(kind: str):
-    student = make(kind).eval()
+    student = make(kind, projection="linear").eval()
     ids, mask, _ = ragged()
     hidden, logits = student(ids, mask)
     types = torch.zeros_like(ids)

@@ -118,9 +118,11 @@ class StudentConfig(Section):
     """P1 table 13: 0.2 is best."""
     embedding_init: Literal["svd", "random"] = "svd"
     """svd: of the teacher's embeddings (P1 table 7: +1.2 over random)."""
-    projection: Literal["linear", "gelu"] = "linear"
-    """Activation after the map to the teacher's width (P1: gelu; METHOD: gelu has a floor under
-    MSE)."""
+    projection: Literal["gelu_head", "gelu", "linear"] = "gelu_head"
+    """From the student's width to the teacher's. gelu: GELU after it (P1; under MSE its floor of
+    -0.17 cuts off what the teacher has below). gelu_head: hidden losses see the linear map, GELU
+    stands between it and the head. linear: neither. A Transformer's head does not see the
+    projection: for it gelu_head is linear."""
 
     @property
     def num_heads(self) -> int:

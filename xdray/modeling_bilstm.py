@@ -20,8 +20,9 @@ class BiLstmConfig(PretrainedConfig):
     """Shape of a BiLSTM tagger.
 
     hidden_size: units per direction. projection_size: width under the head, that of the teacher's
-    hidden layers. projection_activation: "linear" or "gelu" (P1). dropout: after the embeddings,
-    each LSTM layer and the projection.
+    hidden layers. projection_activation: "linear"; "gelu", part of the projection (P1); "gelu_head",
+    between the projection, which a hidden loss sees as it is, and the head. dropout: after the
+    embeddings, each LSTM layer and the projection.
     """
 
     model_type = "xdray_bilstm"
@@ -33,15 +34,16 @@ class BiLstmConfig(PretrainedConfig):
         hidden_size: int = 200,
         num_layers: int = 1,
         projection_size: int = 768,
-        projection_activation: str = "linear",
+        projection_activation: str = "gelu_head",
         dropout: float = 0.2,
         pad_token_id: int | None = 0,
         **kwargs: Any,
     ) -> None:
         """Take what transformers keeps for every model (id2label ...) as further arguments."""
-        if projection_activation not in {"linear", "gelu"}:
+        if projection_activation not in {"linear", "gelu", "gelu_head"}:
             raise ValueError(
-                f"projection_activation: '{projection_activation}', expected 'linear' or 'gelu'"
+                f"projection_activation: '{projection_activation}', expected 'linear', 'gelu' or "
+                "'gelu_head'"
             )
         self.vocab_size = vocab_size
         self.embedding_size = embedding_size
@@ -129,7 +131,9 @@ class BiLstmForTokenClassification(PreTrainedModel):
         )
         self.encoder = nn.ModuleList(BiLstmLayer(size, config.hidden_size) for size in sizes)
         self.projection = nn.Linear(width, config.projection_size)
-        self.activation = nn.GELU() if config.projection_activation == "gelu" else nn.Identity()
+        place = config.projection_activation
+        self.activation = nn.GELU() if place == "gelu" else nn.Identity()
+        self.head_activation = nn.GELU() if place == "gelu_head" else nn.Identity()
         self.dropout = FastDropout(config.dropout)
         self.classifier = nn.Linear(config.projection_size, len(config.id2label or ()))
         self.post_init()
@@ -175,7 +179,7 @@ class BiLstmForTokenClassification(PreTrainedModel):
 
     def classify(self, projected: Tensor) -> Tensor:
         """Logits (B, T, C) of what `encode` returns."""
-        return self.classifier(self.dropout(projected))
+        return self.classifier(self.dropout(self.head_activation(projected)))
 
     def forward(
         self,
