@@ -69,6 +69,8 @@ def test_a_mistake_ends_with_one_line_and_status_1_before_ray_starts(
     assert main(["distill", config, override]) == 1
     line, stderr = _last(capsys)
     assert line["status"] == "failed"
+    known = not override.startswith("student.hiden")
+    assert line["run_dir"] == (str(Path(config).parent / "run") if known else None)
     assert message in line["error"]["message"]
     assert len(stderr.splitlines()) == 1
     assert ray.is_initialized() == running

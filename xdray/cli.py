@@ -31,20 +31,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = args.run(args)
     except XdrayError as error:
-        return _failed(args.verb, started, type(error).__name__, " ".join(str(error).split()), 1)
+        return _failed(args, started, type(error).__name__, " ".join(str(error).split()), 1)
     except KeyboardInterrupt:
         message = "interrupted; the same command continues"
-        return _failed(args.verb, started, "Interrupted", message, 130)
+        return _failed(args, started, "Interrupted", message, 130)
     print(json.dumps({"job": args.verb, "status": "done", **result}))
     return 0
 
 
-def _failed(verb: str, started: float, kind: str, message: str, status: int) -> int:
-    print(f"xdray {verb}: {message}", file=sys.stderr)
+def _failed(args: argparse.Namespace, started: float, kind: str, message: str, status: int) -> int:
+    print(f"xdray {args.verb}: {message}", file=sys.stderr)
     line = {
-        "job": verb,
+        "job": args.verb,
         "status": "failed",
-        "run_dir": None,
+        "run_dir": args.run_dir,
         "seconds": round(time.monotonic() - started, 2),
         "error": {"kind": kind, "message": message},
     }
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="xdray", description="Distils Transformer encoders into small students, on Ray."
     )
+    parser.set_defaults(run_dir=None)  # until the config says it
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_run_verbs(verbs)
     _add_evaluate(verbs)
@@ -123,8 +124,14 @@ def _add_sample(verbs: Any) -> None:
     parser.set_defaults(run=_sample)
 
 
-def _with_plan(args: argparse.Namespace, work: Callable[[Config], Result]) -> Result:
+def _config(args: argparse.Namespace) -> Config:
     config = load_config(args.config, args.overrides)
+    args.run_dir = config.run.folder
+    return config
+
+
+def _with_plan(args: argparse.Namespace, work: Callable[[Config], Result]) -> Result:
+    config = _config(args)
     if args.plan:
         from xdray.planning import make_plan, print_plan
 
@@ -164,7 +171,7 @@ def _finetune(args: argparse.Namespace) -> Result:
 def _evaluate(args: argparse.Namespace) -> Result:
     from xdray.assessment import evaluate_model
 
-    return evaluate_model(load_config(args.config, args.overrides), args.model, args.split)
+    return evaluate_model(_config(args), args.model, args.split)
 
 
 def _predict(args: argparse.Namespace) -> Result:
