@@ -198,6 +198,8 @@ def test_a_finished_stage_of_another_run_serves_while_its_key_is_the_same(tmp_pa
     taken = [line for line in steps if "finished before" in line]
     assert len(taken) == 2
     assert any("labels: epoch 1/1" in line for line in steps)
+    folders = {path.parent.name for path in (tmp_path / "two").glob("*/stage.json")}
+    assert folders == {"01-representation", "02-logits", "03-labels"}  # this run stands alone
 
 
 def test_the_best_state_is_restored_and_a_tie_goes_to_the_later(tmp_path: Path):

@@ -110,6 +110,8 @@ def _finished(student: Learner, training: Training, index: int, key: str) -> dic
         if row["key"] != key:
             continue
         student.load_state_dict(load_file(path.parent / "student.safetensors"))
+        if folder != training.folder and training.session.rank == 0:
+            _save_stage(student, training.folder / name, row)
         stage = training.stages[index].name
         training.console.say(f"stage {stage}: finished before, taken from {path.parent}")
         return row
