@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from xdray.cli import main
+from xdray.configfile import load_config
+from xdray.errors import ConfigError
 
 MINIMAL = """
 run: {{folder: {folder}/run}}
@@ -58,6 +60,9 @@ def test_a_plan_starts_nothing_and_writes_nothing(
         ("teacher.replicas=64", "teacher.replicas"),
         ("training.workers=64", "training.workers"),
         ("cluster.num_gpus=8", "cluster.num_gpus"),
+        ("data.transfer=", "data.transfer = None"),
+        ("data.transfer.sources=none.txt", "none.txt"),
+        ("student={kind: transformer, hidden: 8, embedding: 8}", "latency_length = 32, but"),
     ],
 )
 def test_a_mistake_ends_with_one_line_and_status_1_before_ray_starts(
@@ -69,11 +74,46 @@ def test_a_mistake_ends_with_one_line_and_status_1_before_ray_starts(
     assert main(["distill", config, override]) == 1
     line, stderr = _last(capsys)
     assert line["status"] == "failed"
-    known = not override.startswith("student.hiden")
-    assert line["run_dir"] == (str(Path(config).parent / "run") if known else None)
+    try:
+        assert line["run_dir"] == load_config(config, [override]).run.folder
+    except ConfigError:
+        assert line["run_dir"] is None
     assert message in line["error"]["message"]
     assert len(stderr.splitlines()) == 1
     assert ray.is_initialized() == running
+
+
+def test_files_of_two_labelled_splits_are_refused_however_they_are_written(
+    config: str, tiny_text: Path, capsys: pytest.CaptureFixture[str]
+):
+    overlapping = f"data.test=[{tiny_text}/test/*.conll, {tiny_text}/./dev/*.conll]"
+    assert main(["distill", config, overlapping]) == 1
+    assert "data.dev and data.test both read" in _last(capsys)[0]["error"]["message"]
+
+
+def test_a_refused_config_does_not_take_the_run_folder(
+    config: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["annotate", config, "recipe.layer=9"]) == 1
+    capsys.readouterr()
+    assert main(["annotate", config, "recipe.layer=9", "data.scheme=BIOES"]) == 1
+    assert "recipe.layer = 9" in _last(capsys)[0]["error"]["message"]  # not: of another config
+
+
+def test_an_error_of_the_system_ends_with_a_last_line_too(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from xdray import distillation
+
+    for error in (OSError(28, "No space left on device"), ValueError("a fault of ours")):
+
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(distillation, "distill", fail)
+        assert main(["distill", config]) == 1
+        line, _ = _last(capsys)
+        assert line["error"] == {"kind": type(error).__name__, "message": str(error)}
 
 
 def test_a_word_that_is_no_override_is_a_usage_error(config: str):

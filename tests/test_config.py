@@ -34,6 +34,10 @@ def path(tmp_path: Path) -> str:
         ("recipe.temperature=2", "recipe.temperature = 2.0 goes with recipe.distance: kl"),
         ("data.test=b.conll", "data.dev and data.test both read 'b.conll'"),
         ("teacher.model=null", "either `model` (fine-tuned) or `finetune`"),
+        (
+            "teacher={finetune: {encoder: e, fresh: true}}",
+            "fresh: true with freeze_embeddings: true",
+        ),
         ("teacher.replicas=0", "expected 'auto' or 1 and more"),
         ("data.transfer={sources: t.txt, alpha: 0.5}", "alpha = 0.5 shares out `sentences`"),
         ("data.train={hub: conll}", "a `hub` source needs its `split`"),
@@ -77,6 +81,17 @@ def test_yaml_is_version_1_2(path: str):
     assert config.training.learning_rate == pytest.approx(3e-4)
     config = load_config(path, ["data.transfer.sources=t.txt", "data.transfer.caps={no: 5}"])
     assert config.data.transfer.caps == {"no": 5}
+
+
+def test_short_forms_take_overrides(path: str):
+    for short in ("data.transfer={path: t.txt}", "data.transfer=t.txt"):
+        config = load_config(path, [short, "data.transfer.cap=100"])
+        assert config.data.transfer.cap == 100
+        assert config.data.transfer.sources[0].path == "t.txt"
+    stages = "[{name: a, terms: [{loss: logits, split: transfer}]}]"
+    config = load_config(path, [f"recipe={stages}", "recipe.layer=4"])
+    assert config.recipe.layer == 4
+    assert [stage.name for stage in config.recipe.stages or ()] == ["a"]
 
 
 def test_a_dumped_config_loads_equal(path: str, tmp_path: Path):

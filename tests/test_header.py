@@ -22,6 +22,14 @@ def test_the_header_is_what_transformers_reads(family: str, make_teacher):
     assert header.tags == tuple(config.id2label[index] for index in range(len(config.id2label)))
 
 
+def test_roberta_reads_fewer_tokens_than_it_has_positions(tmp_path: Path):
+    values = {"hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 9}
+    values |= {"max_position_embeddings": 514, "pad_token_id": 1}
+    for kind, tokens in (("xlm-roberta", 512), ("bert", 514)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **values}))
+        assert read_header(str(tmp_path)).max_positions == tokens
+
+
 def test_labels_come_in_the_order_of_their_ids(tmp_path: Path):
     values = {
         "model_type": "bert",

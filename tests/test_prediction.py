@@ -13,9 +13,9 @@ from xdray.config import StudentConfig
 from xdray.corpus import Sentence
 from xdray.errors import XdrayError
 from xdray.labels import LabelSet
-from xdray.prediction import Predictor, predict_files
+from xdray.prediction import Predictor, predict_files, word_rule_of
 from xdray.student import build_student, load_student, save_student
-from xdray.tokens import load_tokenizer, split_words
+from xdray.tokens import encode, load_tokenizer, split_words
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,25 @@ def test_a_sentence_longer_than_the_model_reads_is_tagged_to_its_end(student: st
     predictor = Predictor(student, "punctuation", 1, "cpu")
     (record,) = predictor.predict([Sentence("1", "en", " ".join(words), None)])
     assert record["entities"][-1]["end"] > len(" ".join(words)) / 2
+
+
+def test_words_without_tokens_behind_a_cut_do_not_shift_the_next_window(student: str):
+    words: list[str] = ("Anna met Bob in Rome , " * 8).split()
+    words[30:30] = ["\u200b"] * 4
+    predictor = Predictor(student, "punctuation", 1, "cpu")
+    encoded = encode(predictor.tokenizer, [words], predictor.max_length)
+    last = int(encoded.word_ids.max())  # the window ends there
+    tags, scores = predictor._tag([words])
+    assert len(tags[0]) == len(scores[0]) == len(words)
+    rest, _ = predictor._tag([words[last + 1 :]])
+    assert tags[0][last + 1 :] == rest[0]
+
+
+def test_a_student_is_asked_with_the_word_rule_of_its_run(student: str, tmp_path: Path):
+    assert word_rule_of(student) == "punctuation"
+    values = json.loads((Path(student) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, "word_rule": "whitespace"}))
+    assert word_rule_of(str(tmp_path)) == "whitespace"
 
 
 @pytest.mark.cluster

@@ -66,10 +66,16 @@ def test_lines_that_straddle_blocks_come_out_as_one_split_of_the_file_gives_them
     assert [row.content for row in rows_of(source)] == lines
 
 
+def test_a_conll_line_with_a_column_less_is_refused(tmp_path):
+    source = write(tmp_path / "x.conll", "Rom NNP B-LOC\nist VB O\nalt O\n", "conll")
+    with pytest.raises(CorpusError, match=r"x\.conll:3: 'alt O' has 2 columns, its sentence 3"):
+        rows_of(source, labelled=True)
+
+
 def test_conll_takes_first_and_last_column_and_ends_at_blank_lines_docstarts_and_file_end(tmp_path):
     data = (
         "-DOCSTART- -X- O\n\nRom NNP  I-NP B-LOC\n10\u00a0000 CD O O\n\n\n"
-        "-DOCSTART- -X- O\nNew York\tNNP\tB-LOC\nJa\tO\n-DOCSTART-\tO\nNein O"
+        "-DOCSTART- -X- O\nNew York\tNNP\tB-LOC\nJa\tUH\tO\n-DOCSTART-\tO\nNein O"
     )
     source = write(tmp_path / "x.conll", data, "conll")
     assert [(row.number, row.content, row.tags) for row in rows_of(source, labelled=True)] == [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from xdray.assessment import evaluate_model
 from xdray.config import Config
 from xdray.configfile import dump_config, make_config
-from xdray.distillation import distill, summary
+from xdray.distillation import distill, finetune_only, summary
 from xdray.errors import ConfigError
 
 pytestmark = pytest.mark.cluster
@@ -101,6 +102,60 @@ def test_text_goes_in_and_a_scored_student_comes_out(
     assert second["evaluation"]["teacher_forward_rows"] == 0
     assert second["baseline"] is None
 
+    # stages that come out the same are taken from another run; what is new is trained and reported
+    third = distill(
+        tiny(
+            "third",
+            run={"start_from": config.run.folder},
+            recipe={"name": "staged_unfreezing", "overrides": {"labels": {"epochs": 1}}},
+            evaluation={"hard_labels": True, "latency": False},
+        )
+    )
+    taken = [row["name"] for row in report["stages"] if row in third["stages"]]
+    assert taken[0] == "representation"
+    assert len(taken) >= 5
+    assert third["stages"][-1]["epochs"] == 1
+    assert third["hard_labels"]["test"].keys() == third["student"]["test"].keys()
+
+
+def test_a_teacher_is_fine_tuned_from_a_configuration_alone_once_for_the_same_text(
+    tiny: MakeConfig, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    encoder = tmp_path / "encoder"
+    weights = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(tiny_teacher, encoder, ignore=weights)
+    teacher: dict[str, Any] = {"model": None, "finetune": {"encoder": str(encoder), "epochs": 1}}
+    with pytest.raises(ConfigError, match="it holds no weights"):
+        finetune_only(tiny("tuned", teacher=teacher))
+    teacher["finetune"] |= {"fresh": True, "freeze_embeddings": False}
+    first = finetune_only(tiny("tuned", teacher=teacher))
+    model = Path(first["teacher"]) / "model.safetensors"
+    stamp = model.stat().st_mtime_ns
+    assert finetune_only(tiny("tuned", teacher=teacher))["dev"] == first["dev"]
+    assert model.stat().st_mtime_ns == stamp
+    assert "fine-tuned before" in capsys.readouterr().out
+    (tmp_path / "tuned" / "teacher.json").write_text('{"key": "of other text"}')
+    finetune_only(tiny("tuned", teacher=teacher))
+    assert model.stat().st_mtime_ns > stamp
+
+
+def test_a_run_goes_on_after_its_text_grew(tiny: MakeConfig, ray_session: None, tmp_path: Path):
+    """What was prepared from the old text, the pruned vocabulary, is made anew."""
+    extra = tmp_path / "extra.txt"
+    extra.write_text("a line\n", encoding="utf-8")
+    base = tiny("grown").data.transfer.sources[0].model_dump(exclude_defaults=True)
+    settings: dict[str, Any] = {
+        "data": {"transfer": {"sources": [base, {"path": str(extra), "language": "en"}]}},
+        "recipe": {"name": "joint_logits"},
+        "training": {"epochs": 1},
+        "evaluation": {"baseline": False, "latency": False},
+    }
+    first = distill(tiny("grown", **settings))
+    (tmp_path / "grown" / "report.json").unlink()  # as if it had been killed before its end
+    extra.write_text("Zyxwvq ärgert Ōsaka ĦĦĦ\n", encoding="utf-8")
+    second = distill(tiny("grown", **settings))
+    assert second["student"]["vocabulary"] > first["student"]["vocabulary"]
+
 
 def test_another_config_in_the_same_folder_is_refused_naming_the_field(
     tiny: MakeConfig, ray_session: None, tmp_path: Path
@@ -108,8 +163,12 @@ def test_another_config_in_the_same_folder_is_refused_naming_the_field(
     folder = tmp_path / "taken"
     folder.mkdir()
     (folder / "config.yaml").write_text(dump_config(tiny("taken")))
+    (folder / "start").mkdir()
     with pytest.raises(ConfigError, match=r"student.hidden \(was 8, is 9\).*--fresh"):
         distill(tiny("taken", student={"hidden": 9}))
+    (folder / "config.yaml").write_text("theme: dark")  # of something else: never deleted
+    with pytest.raises(ConfigError, match=r"its config\.yaml is of something else"):
+        distill(tiny("taken"), fresh=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="no run folder"):

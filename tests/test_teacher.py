@@ -212,8 +212,20 @@ def test_a_batch_beyond_the_memory_goes_on_in_halves_and_is_counted(tiny_teacher
         teacher.forward(ids, mask)
 
 
-def test_the_best_dtype_is_one_that_a_config_can_name() -> None:
-    assert best_dtype("cpu", 64) in DTYPES
+@pytest.mark.parametrize(("bfloat16", "best"), [(0.5, "bfloat16"), (0.95, "float32")])
+def test_the_best_dtype_is_the_one_that_is_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, bfloat16: float, best: str
+) -> None:
+    assert best_dtype("cpu", 64) in DTYPES  # measured here
+    monkeypatch.setattr(
+        "xdray.teacher._layer_seconds", lambda width: {"float32": 1.0, "bfloat16": bfloat16}
+    )
+    assert best_dtype("cpu", 64) == best
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is of a driver without a GPU")
+def test_a_driver_without_a_gpu_can_plan_for_a_cluster_with_some() -> None:
+    assert best_dtype("cuda") == "bfloat16"
 
 
 def test_embedding_table_is_the_one_in_the_file(make_teacher: MakeTeacher) -> None:

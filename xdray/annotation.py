@@ -69,7 +69,6 @@ def annotate(
         "dtype": store.identity["dtype"],
         "rows": rows,
         "teacher_forward_rows": sum(r["forwarded"] for r in mine),
-        "rejected": 0,
         "cut_words": views["transfer"].cut_words,
         "tokens": int(sum(int(lengths.sum()) for lengths in views["transfer"].lengths)),
         "padding": _padding(mine),

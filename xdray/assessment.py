@@ -123,10 +123,11 @@ def _agreement(teacher: NDArray[np.float32], student: NDArray[np.float32]) -> di
 
 def score_model(config: Config, folder: str, split: str) -> dict[str, Any]:
     """Scores of any token classifier's folder, a student's or a teacher's, with its tokenizer."""
-    header = read_header(folder)
-    labels = LabelSet(header.tags)
+    labels = LabelSet(read_header(folder).tags)
+    given = LabelSet(tuple(config.task.labels or labels.tags))  # the order of tags that are ids
+    given.mapping_from(labels.tags, folder)
     sources = getattr(config.data, split)
-    sentences = read_labelled(sources, config.data.scheme, labels, split).sentences
+    sentences = read_labelled(sources, config.data.scheme, given, split).sentences
     model = FinishedModel(folder)
     scorer = Scorer(sentences, load_tokenizer(folder), labels, config, LocalSession(None))
     return scorer(model)

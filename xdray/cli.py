@@ -1,13 +1,14 @@
 """The console command `xdray VERB ...`; each file of jobs/ is one verb of it.
 
 Prints human text, and as the last line of stdout one JSON object. Exit status 0 done, 1 failed,
-2 usage.
+2 usage, 130 interrupted.
 """
 
 import argparse
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,9 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = args.run(args)
     except XdrayError as error:
         return _failed(args, started, type(error).__name__, " ".join(str(error).split()), 1)
+    except OSError as error:  # a full disk, a folder that may not be written
+        return _failed(args, started, type(error).__name__, str(error), 1)
     except KeyboardInterrupt:
         message = "interrupted; the same command continues"
         return _failed(args, started, "Interrupted", message, 130)
+    except Exception as error:  # a fault of ours: all of it on stderr, and a last line still
+        traceback.print_exc()
+        return _failed(args, started, type(error).__name__, " ".join(str(error).split()), 1)
     print(json.dumps({"job": args.verb, "status": "done", **result}))
     return 0
 

@@ -58,6 +58,14 @@ class FinetuneConfig(Section):
     """Tokens a step, padding included."""
     freeze_embeddings: bool = True
     """Leave the token embeddings as they are: faster, and their SVD stays that of the encoder."""
+    fresh: bool = False
+    """Start from random weights: `encoder` needs to hold a config.json and a tokenizer only."""
+
+    @model_validator(mode="after")
+    def _learns_embeddings(self) -> "FinetuneConfig":
+        if self.fresh and self.freeze_embeddings:
+            raise ValueError("fresh: true with freeze_embeddings: true would keep random ones")
+        return self
 
 
 class TeacherConfig(Section):
@@ -71,7 +79,7 @@ class TeacherConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward pass. auto: bfloat16 where the processor or GPU multiplies it faster."""
     replicas: int | Literal["auto"] = "auto"
-    """Teacher actors. auto: one a GPU, else as many as the CPUs allow (cluster.py)."""
+    """Teacher actors. auto: one a GPU, else as many as the CPUs allow (resources.py)."""
     batch_tokens: int = Field(default=4096, gt=0)
     """Tokens a forward pass, padding included."""
 
@@ -368,6 +376,16 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _latency_fits(self) -> "Config":
+        asked, longest = self.evaluation.latency_length, self.tokens.max_length
+        if self.student.kind == "transformer" and self.evaluation.latency and asked > longest:
+            raise ValueError(
+                f"evaluation.latency_length = {asked}, but a transformer student reads at most "
+                f"tokens.max_length = {longest}; lower it, or set evaluation.latency: false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _workers(self) -> "Config":

@@ -84,8 +84,12 @@ class TransferConfig(Section):
     def _from_sources(cls, value: Any) -> Any:
         if isinstance(value, str | list):
             return {"sources": cast("Any", value)}
+        if not isinstance(value, dict) or not {"path", "hub"} & value.keys():
+            return value
         values = cast("dict[str, Any]", value)
-        return {"sources": values} if {"path", "hub"} & values.keys() else values
+        source = {key: its for key, its in values.items() if key not in cls.model_fields}
+        own = {key: its for key, its in values.items() if key in cls.model_fields}
+        return {"sources": source, **own}
 
     @model_validator(mode="after")
     def _alpha_shares_something(self) -> "TransferConfig":

@@ -97,7 +97,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     node: dict[str, Any] = values
     for parent in parents:
         child: Any = node.setdefault(parent, {})
-        if isinstance(child, str | list) and parent in SHORT_FORMS:
+        if isinstance(child, list) and parent == "recipe":
+            child = node[parent] = {"name": "custom", "stages": child}
+        elif isinstance(child, str | list) and parent in SHORT_FORMS:
             child = node[parent] = {SHORT_FORMS[parent]: child}
         if not isinstance(child, dict):
             raise ConfigError(f"'{override}': '{parent}' is {child!r} in the file, not a section")

@@ -110,16 +110,19 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
         return str(model_folder(config.teacher.model))
     assert config.teacher.finetune is not None
     folder = run.path("teacher")
-    if (folder / "config.json").is_file():
+    fresh = config.teacher.finetune.fresh
+    encoder = str(model_folder(config.teacher.finetune.encoder, weights=not fresh))
+    settings = config.teacher.finetune.model_dump(mode="json")
+    base = {"finetune": settings, "data": corpus.fingerprint, "seed": config.run.seed}
+    key = {"key": fingerprint(base)}
+    if folder.is_dir() and run.read_json("teacher.json") == key:
         run.console.say(f"teacher: fine-tuned before, taken from {folder}")
         return str(folder)
-    encoder = str(model_folder(config.teacher.finetune.encoder))
-    settings = config.teacher.finetune.model_dump(mode="json")
     lesson = Lesson(
         config=settled(run),
         labels=corpus.labels.tags,
         stages=(finetune_stage(config),),
-        base={"finetune": settings, "data": corpus.fingerprint, "seed": config.run.seed},
+        base=base,
         start=encoder,
         view=None,
         teacher_width=read_header(encoder).width,
@@ -128,7 +131,8 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
         threads=plan_resources(config, None).threads_per_worker,
     )
     train(run, cluster, lesson, loop=finetune)
-    save_finetuned(lesson.start, corpus.labels, run.path("finetuning"), folder)
+    save_finetuned(lesson.start, corpus.labels, run.path("finetuning"), folder, fresh)
+    run.write_json("teacher.json", key)
     return str(folder)
 
 
@@ -137,7 +141,10 @@ def annotate_all(
 ) -> Annotated:
     """Run the teacher over the transfer text, and over dev and test to score it, once."""
     scored = {split: corpus.splits[split].sentences for split in ("dev", "test")}
-    return annotate(run, cluster, teacher, corpus.labels, layers, corpus.transfer.shards, scored)
+    found = annotate(run, cluster, teacher, corpus.labels, layers, corpus.transfer.shards, scored)
+    counts = corpus.transfer.counts
+    found.facts["rejected"] = counts["empty"] + counts["duplicates"]
+    return found
 
 
 def make_lesson(
@@ -185,7 +192,8 @@ def settled(run: Run) -> Config:
     config = run.config
     if config.training.autocast != "auto":
         return config
-    dtype = run.remembered("autocast", lambda: best_dtype(default_device()))
+    on_gpu = plan_resources(config, None).gpus_per_worker or default_device() == "cuda"
+    dtype = run.remembered("autocast", lambda: best_dtype("cuda" if on_gpu else "cpu"))
     autocast = "bfloat16" if dtype == "bfloat16" else "none"
     training = config.training.model_copy(update={"autocast": autocast})
     return config.model_copy(update={"training": training})
@@ -214,7 +222,8 @@ def train_controls(
 ) -> dict[str, tuple[Lesson, list[dict[str, Any]]]]:
     """Train the same student without a teacher, and on the teacher's best tags only, as asked.
 
-    Same start, rates and choice by dev; at least the student's number of steps, and no early end.
+    Same start and choice by dev, `training`'s rate; at least the student's number of steps, and no
+    early end.
     """
     evaluation = run.config.evaluation
     asked = {"baseline": evaluation.baseline, "hard_labels": evaluation.hard_labels}
@@ -256,6 +265,7 @@ def assess(
         assess_split(config, split, labels, view, systems, tokenizers)
         for split, view in (("dev", targets.dev), ("test", targets.test))
     )
+    student.model.config.word_rule = config.tokens.words  # for predict
     save_student(student, tokenizers[1], run.path("student"))
     reloaded = load_student(run.path("student"))
     check_saved(student, reloaded, run.path("student"))
@@ -308,8 +318,11 @@ LAST_LINE = [
 
 
 def summary(report: Report) -> dict[str, Any]:
-    """The keys of the last line of stdout, scores by language left to report.json."""
+    """The keys of the last line of stdout, scores by language and type left to report.json."""
     line = {key: report.get(key) for key in LAST_LINE}
+    for system in ("teacher", "student", "baseline"):
+        if line[system] is not None:
+            line[system] = _without_details(line[system])
     line["stages"] = [
         {
             "name": row["name"],
@@ -320,6 +333,15 @@ def summary(report: Report) -> dict[str, Any]:
         for row in report["stages"]
     ]
     return line
+
+
+def _without_details(system: dict[str, Any]) -> dict[str, Any]:
+    """A system's entry with the figures of whole splits only."""
+    scores = {
+        split: {k: v for k, v in system[split].items() if not k.startswith("by_")}
+        for split in ("dev", "test")
+    }
+    return {**system, **scores}
 
 
 def annotate_only(config: Config, *, fresh: bool = False) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from xdray.errors import ConfigError
 
+POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"}
+
 
 @dataclass(frozen=True)
 class ModelHeader:
@@ -72,9 +74,17 @@ def read_header(name: str) -> ModelHeader:
         num_layers=_first(values, path, "num_hidden_layers", "n_layers", "num_layers"),
         embedding_width=values.get("embedding_size") or width,
         vocab_size=_first(values, path, "vocab_size"),
-        max_positions=values.get("max_position_embeddings"),
+        max_positions=_positions(values),
         tags=tuple(labels[key] for key in sorted(labels, key=int)),
     )
+
+
+def _positions(values: dict[str, Any]) -> int | None:
+    """Tokens that it can read; RoBERTa's family counts positions from after the padding id."""
+    found = values.get("max_position_embeddings")
+    if found is None or values["model_type"] not in POSITIONS_AFTER_PADDING:
+        return found
+    return found - (values.get("pad_token_id") or 1) - 1
 
 
 def _config_file(name: str) -> Path:

@@ -4,7 +4,9 @@ A `Lesson` names the files; it is small and travels to the workers. Each worker 
 tokenizer, labelled text and targets from them, and `training` does the rest.
 """
 
+import json
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from xdray.labels import LabelSet
 from xdray.learner import Learner
 from xdray.sessions import Session
 from xdray.stages import Stage, chain_keys
+from xdray.storage import fingerprint, write_bytes_atomic
 from xdray.student import Student, build_student, svd_embeddings
 from xdray.targets import TargetView, hidden_part
 from xdray.tasks.tagging import decode_tags, predict_logits, token_labels
@@ -49,7 +52,7 @@ class Lesson:
     base: dict[str, Any]
     """All that decides the weights beside the stages: hashed into the stages' keys."""
     start: str
-    """Folder of the student's tokenizer, embeddings and id map (distillation.prepare_start); of the
+    """Folder of the student's tokenizer, embeddings and id map (prepare_start); of the
     encoder when a teacher is fine-tuned."""
     view: str | None
     """Folder with targets.json; None where no stage reads transfer text."""
@@ -143,6 +146,7 @@ class Scorer:
         """(N, C) of this rank's tokens."""
         model.eval()
         device = self.session.device
+        model.to(device)
 
         def forward(input_ids: Tensor, mask: Tensor) -> Tensor:
             return model(input_ids.to(device), mask.to(device))[1]
@@ -203,7 +207,9 @@ def finetune(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
     """Fine-tune a teacher on the labels, by the same loop; saves nothing but its stage."""
     config, labels = lesson.config, LabelSet(lesson.labels)
     tokenizer = load_tokenizer(lesson.start)
-    teacher = TeacherLearner.from_encoder(lesson.start, labels, config.run.seed)
+    assert config.teacher.finetune is not None
+    fresh = config.teacher.finetune.fresh
+    teacher = TeacherLearner.from_encoder(lesson.start, labels, config.run.seed, fresh)
 
     def plan_of(stage: Stage, split: str, train: LabelledSource) -> Loader:
         plan = BatchPlan(train, stage.batch_tokens, 1, seed=config.run.seed)
@@ -223,14 +229,18 @@ def _run(
     if session.device == "cpu":
         torch.set_num_threads(lesson.threads)
     config = lesson.config
-    train = LabelledSource(labelled_tokens(config, "train", tokenizer, labels))
+    train_tokens, cut_words = labelled_tokens(config, "train", tokenizer, labels)
+    train = LabelledSource(train_tokens)
     dev = read_labelled(config.data.dev, config.data.scheme, labels, "dev").sentences
-    console = Console(Path(config.run.folder) / "log.txt", quiet=session.rank > 0)
+    log_file = Path(config.run.folder) / "log.txt" if session.rank == 0 else None
+    console = Console(log_file, quiet=session.rank > 0)
 
     def loaders(stage: Stage) -> Mapping[str, Loader]:
         return {split: plan_of(stage, split, train) for split in stage.splits}
 
     with console:
+        if cut_words:
+            console.say(f"train: {cut_words} words cut off at tokens.max_length, not learnt from")
         training = Training(
             stages=lesson.stages,
             keys=chain_keys(lesson.stages, lesson.base),
@@ -249,14 +259,14 @@ def _run(
 
 def labelled_tokens(
     config: Config, split: str, tokenizer: PreTrainedTokenizerFast, labels: LabelSet
-) -> Tokens:
-    """Tokens of a labelled split, with labels on the first token of each word."""
+) -> tuple[Tokens, int]:
+    """Tokens of a labelled split, labels on the first token of each word; words cut off."""
     sources = getattr(config.data, split)
     sentences = read_labelled(sources, config.data.scheme, labels, split).sentences
     words, tags = words_and_tags(sentences, config.tokens.words)
-    tokens, _ = tokenise(tokenizer, words, config.tokens.max_length)
+    tokens, cut_words = tokenise(tokenizer, words, config.tokens.max_length)
     tokens.labels = token_labels(tokens, tags, labels)
-    return tokens
+    return tokens, cut_words
 
 
 def prepare_start(
@@ -267,8 +277,18 @@ def prepare_start(
     The vocabulary is that of the teacher, or cut to the tokens of train and transfer text (P1
     section 2.1); the embeddings are the SVD of the teacher's (P1 section 2.2).
     """
-    if (folder / "student_ids.npy").is_file():  # written last
+    key = fingerprint(
+        [
+            transfer.fingerprint,
+            [sentence.words for sentence in train],
+            config.tokens.model_dump(mode="json"),
+            [config.student.embedding, config.student.embedding_init],
+        ]
+    )
+    done = folder / "start.json"  # written last
+    if done.is_file() and json.loads(done.read_text(encoding="utf-8"))["key"] == key:
         return folder
+    shutil.rmtree(folder, ignore_errors=True)
     tokenizer = load_tokenizer(teacher)
     table = embedding_table(teacher)
     teacher_ids = student_ids = np.arange(len(table))
@@ -288,6 +308,7 @@ def prepare_start(
         embeddings = svd_embeddings(table, config.student.embedding, torch.from_numpy(teacher_ids))
         save_file({"embeddings": embeddings}, folder / "embeddings.safetensors")
     np.save(folder / "student_ids.npy", student_ids)
+    write_bytes_atomic(str(done), json.dumps({"key": key}).encode())
     return folder
 
 
@@ -319,12 +340,18 @@ def control_epochs(lesson: Lesson, rows: Sequence[Mapping[str, Any]], loss: str)
     """Epochs that give a control the student's steps with labels, or passes with logits."""
     config = lesson.config
     if loss == "hard_labels":
-        passes = [row["epochs"] for row in rows if row["stage"] != "representation"]
+        with_logits = {
+            stage.name
+            for stage in lesson.stages
+            if any(term.loss == "logits" for term in stage.terms)
+        }
+        passes = [row["epochs"] for row in rows if row["name"] in with_logits]
         return max(config.training.epochs, sum(passes))
     with_labels = {stage.name for stage in lesson.stages if stage.by_dev}
     steps = sum(row["steps"] for row in rows if row["name"] in with_labels)
     tokenizer = load_tokenizer(lesson.start)
-    source = LabelledSource(labelled_tokens(config, "train", tokenizer, LabelSet(lesson.labels)))
+    tokens, _ = labelled_tokens(config, "train", tokenizer, LabelSet(lesson.labels))
+    source = LabelledSource(tokens)
     plan = BatchPlan(source, config.training.batch_tokens, 1, seed=config.run.seed)
     return max(config.training.epochs, math.ceil(steps / plan.num_steps(0)))
 

@@ -20,9 +20,9 @@ class BiLstmConfig(PretrainedConfig):
     """Shape of a BiLSTM tagger.
 
     hidden_size: units per direction. projection_size: width under the head, that of the teacher's
-    hidden layers. projection_activation: "linear"; "gelu", part of the projection (P1); "gelu_head",
-    between the projection, which a hidden loss sees as it is, and the head. dropout: after the
-    embeddings, each LSTM layer and the projection.
+    hidden layers. projection_activation: "linear"; "gelu", part of the projection (P1);
+    "gelu_head", between the projection, which a hidden loss sees as it is, and the head. dropout:
+    after the embeddings, each LSTM layer and the projection.
     """
 
     model_type = "xdray_bilstm"

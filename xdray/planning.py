@@ -6,6 +6,7 @@ No torch, and ray only when RAY_ADDRESS names a cluster. Estimates come from fil
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,11 @@ from rich.table import Table
 
 from xdray.cluster import plan_resources
 from xdray.config import Config
-from xdray.config_data import SourceConfig, TransferConfig
+from xdray.config_data import DataConfig, SourceConfig, TransferConfig
 from xdray.corpus import places_of_sources
 from xdray.errors import ConfigError
 from xdray.header import ModelHeader, read_header, resolve_model
-from xdray.labels import LabelSet
+from xdray.labels import LabelSet, label_set_of
 from xdray.readers import Place, Span, class_names, open_place, read_rows
 from xdray.stages import needed_layers, plan_stages
 from xdray.storage import free_space, size
@@ -35,7 +36,8 @@ def check_plan(config: Config) -> ModelHeader:
     """Check what needs the teacher's header or the data's; returns the header.
 
     Raises ConfigError: a layer that the teacher lacks, an embedding wider than its own, sentences
-    longer than it can read, labels that differ from the data's.
+    longer than it can read, labels that differ from the data's, files that are missing or are of
+    two splits, more actors or workers than there is room for.
     """
     name = config.teacher.model or (config.teacher.finetune and config.teacher.finetune.encoder)
     header = read_header(str(name))
@@ -52,7 +54,24 @@ def check_plan(config: Config) -> ModelHeader:
             f"{header.max_positions} tokens"
         )
     _check_labels(config, header)
+    _check_files(config.data)
+    plan_resources(config, None)
     return header
+
+
+def _check_files(data: DataConfig) -> None:
+    """Refuse text that is missing, and text that two labelled splits read."""
+    owners: dict[tuple[str, str | None, str | None], str] = {}
+    for split in ("train", "dev", "test"):
+        for _, place in places_of_sources(getattr(data, split), f"data.{split}"):
+            path = place.path if "://" in place.path else str(Path(place.path).resolve())
+            owner = owners.setdefault((path, place.subset, place.split), split)
+            if owner != split:
+                raise ConfigError(
+                    f"data.{owner} and data.{split} both read {place}; scores would be of text "
+                    "that was learnt from or chosen by"
+                )
+    places_of_sources(data.transfer.sources, "data.transfer")
 
 
 def _check_labels(config: Config, header: ModelHeader) -> None:
@@ -60,7 +79,10 @@ def _check_labels(config: Config, header: ModelHeader) -> None:
     known = config.task.labels or label_names(config.data.train)
     if known is None:
         return
-    labels = LabelSet(tuple(known))
+    if config.data.scheme == "IOB2" or config.task.labels:
+        labels = LabelSet(tuple(known))
+    else:  # ClassLabel names in the files' scheme; read into IOB2
+        labels = label_set_of(set(known))
     if config.teacher.model is not None and header.tags:
         labels.mapping_from(header.tags, f"teacher.model: {config.teacher.model}")
 
@@ -85,19 +107,22 @@ def estimate_transfer(transfer: TransferConfig, shard_sentences: int) -> Estimat
     """Estimate the number of sentences and shards after the caps, reading about 1,000 sentences."""
     all_places = [place for _, place in places_of_sources(transfer.sources, "data.transfer")]
     each = max(10, SAMPLE_SENTENCES // len(all_places))
-    sentences, shards, sample = 0, 0, []
+    counts: Counter[str | None] = Counter()
+    sample: list[str] = []
     for place in all_places:
         rows = list(itertools.islice(read_rows(Span(place)), each))
         contents = [
             row.content if isinstance(row.content, str) else " ".join(row.content) for row in rows
         ]
         sample += contents
-        cap = transfer.caps.get(place.language or "", transfer.cap)
-        count = _rows_of(place, contents)
-        count = count if cap is None else min(count, cap)
-        sentences += count
-        shards += math.ceil(count / shard_sentences)
-    return Estimate(min(sentences, transfer.sentences or sentences), shards, sample)
+        counts[place.language] += _rows_of(place, contents)
+    caps = {name: transfer.caps.get(name or "", transfer.cap) for name in counts}
+    kept = [min(count, caps[name] or count) for name, count in counts.items()]
+    if not sample:
+        raise ConfigError("data.transfer: the sources hold no sentence")
+    sentences = min(sum(kept), transfer.sentences or sum(kept))
+    shards = sum(math.ceil(count / shard_sentences) for count in kept)
+    return Estimate(sentences, shards, sample)
 
 
 def _rows_of(place: Place, sample: Sequence[str]) -> int:

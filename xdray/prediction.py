@@ -1,5 +1,6 @@
 """Text in, entities with character offsets out, streamed through a pool of predicting actors."""
 
+import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -110,9 +111,10 @@ class Predictor:
         while left:
             rest = [words[row][len(tags[row]) :] for row in left]
             encoded = encode(self.tokenizer, rest, self.max_length)
-            kept = [
-                max(1, len(its) - int(cut))
-                for its, cut in zip(rest, encoded.cut_words, strict=True)
+            bounds = itertools.pairwise(encoded.offsets.tolist())
+            kept = [  # up to the last word read; behind a cut the next window begins
+                max(1, 1 + int(encoded.word_ids[start:stop].max())) if cut else len(its)
+                for its, cut, (start, stop) in zip(rest, encoded.cut_words, bounds, strict=True)
             ]
             tokens = Tokens(encoded.ids, encoded.word_ids, encoded.offsets)
             logits = self._logits(tokens)
@@ -164,11 +166,12 @@ def predict_files(
     output: str,
     replicas: int = 1,
     shard_sentences: int = 4096,
-    rule: str = "punctuation",
+    rule: str | None = None,
 ) -> dict[str, Any]:
     """Tag text files; writes one .jsonl or .parquet in the input's order, whole or not at all.
 
-    Empty lines are left out and counted. Memory does not grow with the text.
+    rule: how raw text is split into words; None: as the student's own run did. Empty lines are left
+    out and counted. Memory does not grow with the text.
     """
     started = time.monotonic()
     path = Path(output)
@@ -183,7 +186,7 @@ def predict_files(
     pool = pool_plan(available(config), replicas, len(plan.shards))
     kwargs = {
         "model": str(Path(model).resolve()),
-        "rule": rule,
+        "rule": rule or word_rule_of(model),
         "threads": pool.threads_per_replica,
         "device": "cuda" if pool.gpus_per_replica else "cpu",
     }
@@ -205,6 +208,12 @@ def predict_files(
         "entities": entities,
         "empty": plan.counts["empty"],
     }
+
+
+def word_rule_of(model: str) -> str:
+    """Return how a student's own run split raw text into words; another model's is unknown."""
+    values = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    return values.get("word_rule", "punctuation")
 
 
 class _Numbered:

@@ -201,7 +201,7 @@ def _text_rows(span: Span, labelled: bool) -> Iterator[Row]:
 
 def _conll_rows(span: Span, labelled: bool) -> Iterator[Row]:
     """Word first, tag last, between tabs if the line has one, else spaces; a blank line ends."""
-    words, tags, begin, end, first = [], [], 0, 0, 0
+    words, tags, begin, end, first, width = [], [], 0, 0, 0, 0
     for position, after, line_number, line in itertools.chain(_lines(span), [(0, 0, 0, "")]):
         line = line.rstrip(" \t").lstrip(" ")
         if not line or line.startswith("-DOCSTART-"):
@@ -213,6 +213,10 @@ def _conll_rows(span: Span, labelled: bool) -> Iterator[Row]:
         if not columns[0] or (labelled and len(columns) < 2):
             found = f"{span.place}:{line_number}: {line!r} is 1 column"
             raise CorpusError(f"{found}, expected a word first and a tag last")
+        width = width if words else len(columns)
+        if labelled and len(columns) != width:
+            found = f"{span.place}:{line_number}: {line!r} has {len(columns)} columns"
+            raise CorpusError(f"{found}, its sentence {width} before; correct the file")
         if not words:
             begin, first = position, line_number
         end = after

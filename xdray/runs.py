@@ -22,6 +22,9 @@ HOW_NOT_WHAT = (
 )
 """Fields that decide how a run is done, not what comes out: they may change between two calls."""
 
+NO_RESULTS = {"config.yaml", "log.txt", "remembered.json"}
+"""What lies in the folder of a run that was refused before it made anything."""
+
 
 class Run:
     """An open run folder."""
@@ -66,14 +69,19 @@ def open_run(config: Config, fresh: bool) -> Run:
     """Make or continue the run folder of a config.
 
     fresh: delete what an earlier run left there. Raises ConfigError for a folder of another config,
-    naming the fields, and for a folder with files that is no run folder.
+    naming the fields, unless nothing was made there yet, and for a folder with files that is no run
+    folder.
     """
     folder = Path(config.run.folder)
     saved = folder / "config.yaml"
-    if saved.is_file() and fresh:
-        shutil.rmtree(folder)
-    elif saved.is_file():
-        _refuse_changes(load_config(str(saved)), config, folder)
+    if saved.is_file():
+        old = _config_of_run(saved)
+        if fresh:
+            shutil.rmtree(folder)
+        elif {entry.name for entry in folder.iterdir()} - NO_RESULTS:
+            _refuse_changes(old, config, folder)
+        else:
+            (folder / "remembered.json").unlink(missing_ok=True)
     elif folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
             f"run.folder: {folder} has files but no config.yaml, so it is no run folder; name "
@@ -87,6 +95,17 @@ def open_run(config: Config, fresh: bool) -> Run:
         raise ConfigError(f"run.folder: {folder} cannot be made: {error}") from error
     write_bytes_atomic(str(saved), dump_config(config).encode())
     return Run(config, Console(folder / "log.txt"))
+
+
+def _config_of_run(saved: Path) -> Config:
+    """Read the config of a run folder; a config.yaml of something else makes it no run folder."""
+    try:
+        return load_config(str(saved))
+    except ConfigError as error:
+        raise ConfigError(
+            f"run.folder: {saved.parent} is no run folder, its config.yaml is of something else "
+            f"({error}); name another folder"
+        ) from error
 
 
 def _refuse_changes(old: Config, new: Config, folder: Path) -> None:

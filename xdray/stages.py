@@ -31,6 +31,11 @@ class Term:
         """How logs and the report call it: "hidden", "logits", "labels", "hard_labels"."""
         return self.loss
 
+    @property
+    def long_name(self) -> str:
+        """The same where a stage has several terms of one loss."""
+        return self.loss if self.layer is None else f"{self.loss} {self.layer}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -259,7 +260,7 @@ def load_student(folder: str | Path) -> PreTrainedModel:
             model, loading = AutoModelForTokenClassification.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ExportError(f"{folder}: no student can be loaded from it: {reason}") from error
     if loading["missing_keys"]:

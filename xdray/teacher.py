@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForTokenClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
 
 from xdray.errors import ClusterError, ConfigError
 from xdray.header import resolve_model
@@ -136,8 +136,11 @@ def load_teacher(
     return Teacher(loaded.to(device).eval(), mapping, str(device))
 
 
-def model_folder(model: str) -> Path:
-    """Local folder of a model, fetched where it is on the Hub. Raises ConfigError."""
+def model_folder(model: str, weights: bool = True) -> Path:
+    """Local folder of a model, fetched where it is on the Hub. Raises ConfigError.
+
+    weights: whether it must hold some; else config.json and a tokenizer are enough.
+    """
     folder = Path(resolve_model(model))
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -152,7 +155,7 @@ def model_folder(model: str) -> Path:
             ) from error
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{model}: a folder that is no model: it holds no config.json")
-    if not any(folder.glob(WEIGHTS)):
+    if weights and not any(folder.glob(WEIGHTS)):
         others = sorted(path.name for path in folder.glob("*.bin"))
         found = f"its weights are {others[0]}, a pickle" if others else "it holds no weights"
         raise ConfigError(
@@ -189,6 +192,8 @@ def best_dtype(device: str, width: int = 768) -> str:
     what else the machine does matters little: another dtype is another store.
     """
     if device.startswith("cuda"):
+        if not torch.cuda.is_available():  # the GPUs are on other nodes: taken for recent ones
+            return "bfloat16"
         return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -225,20 +230,29 @@ class TeacherLearner(Learner):
         self.model = model
 
     @classmethod
-    def from_encoder(cls, encoder: str, labels: LabelSet, seed: int) -> "TeacherLearner":
-        """Put a fresh head for these labels on a pre-trained encoder. Raises ConfigError."""
-        folder = model_folder(encoder)
+    def from_encoder(
+        cls, encoder: str, labels: LabelSet, seed: int, fresh: bool = False
+    ) -> "TeacherLearner":
+        """Put a fresh head for these labels on a pre-trained encoder. Raises ConfigError.
+
+        fresh: the encoder too starts from random weights, of the shape that config.json says.
+        """
+        folder = model_folder(encoder, weights=not fresh)
+        names = {"id2label": labels.id2label, "label2id": labels.ids}
         torch.manual_seed(seed)
         try:
             with quiet_transformers():
-                model = AutoModelForTokenClassification.from_pretrained(
-                    folder,
-                    id2label=labels.id2label,
-                    label2id=labels.ids,
-                    dtype=torch.float32,
-                    use_safetensors=True,
-                    ignore_mismatched_sizes=True,  # the head of another label set
-                )
+                if fresh:
+                    shape = AutoConfig.from_pretrained(folder, **names)
+                    model = AutoModelForTokenClassification.from_config(shape)
+                else:
+                    model = AutoModelForTokenClassification.from_pretrained(
+                        folder,
+                        **names,
+                        dtype=torch.float32,
+                        use_safetensors=True,
+                        ignore_mismatched_sizes=True,  # the head of another label set
+                    )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ConfigError(
                 f"{encoder}: a folder that is no encoder: {' '.join(str(error).split())}"
@@ -276,17 +290,20 @@ class TeacherLearner(Learner):
                         module.bias.zero_()
 
 
-def save_finetuned(encoder: str, labels: LabelSet, finetuning: Path, folder: Path) -> None:
+def save_finetuned(
+    encoder: str, labels: LabelSet, finetuning: Path, folder: Path, fresh: bool = False
+) -> None:
     """Write the teacher of the last stage under `finetuning`, with its tokenizer, to `folder`.
 
-    The folder appears whole, by rename.
+    The folder appears whole, by rename, in place of an older one.
     """
     last = max(finetuning.glob("[0-9]*/stage.json")).parent
-    learner = TeacherLearner.from_encoder(encoder, labels, seed=0)
+    learner = TeacherLearner.from_encoder(encoder, labels, 0, fresh)
     learner.load_state_dict(load_file(last / "student.safetensors"))
     partial = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     with quiet_transformers():
         learner.model.save_pretrained(partial)
         load_tokenizer(encoder).save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -344,7 +344,11 @@ class _StageRun:
     def _mean_losses(self) -> dict[str, float]:
         """Mean loss of each term over the epoch and all ranks."""
         means = (self.sums[0] / self.sums[1].clamp(min=1)).tolist()
-        return {term.name: mean for term, mean in zip(self.stage.terms, means, strict=True)}
+        several = len({term.name for term in self.stage.terms}) < len(means)
+        return {
+            term.long_name if several else term.name: mean
+            for term, mean in zip(self.stage.terms, means, strict=True)
+        }
 
     def _held_out_loss(self) -> float:
         """The stage's loss on the held-out transfer sentences of all ranks."""
