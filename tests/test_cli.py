@@ -62,7 +62,6 @@ def test_a_plan_starts_nothing_and_writes_nothing(
         ("cluster.num_gpus=8", "cluster.num_gpus"),
         ("data.transfer=", "data.transfer = None"),
         ("data.transfer.sources=none.txt", "none.txt"),
-        ("student={kind: transformer, hidden: 8, embedding: 8}", "latency_length = 32, but"),
     ],
 )
 def test_a_mistake_ends_with_one_line_and_status_1_before_ray_starts(

@@ -76,6 +76,13 @@ def test_heads_that_do_not_divide_the_width_are_refused_with_those_that_do(path:
         load_config(path, overrides)
 
 
+def test_latency_of_sentences_that_a_transformer_cannot_read_is_refused(path: str):
+    overrides = ["student.kind=transformer", "student.hidden=64", "tokens.max_length=16"]
+    with pytest.raises(ConfigError, match=r"latency_length = 32, but .*max_length = 16"):
+        load_config(path, overrides)
+    assert load_config(path, [*overrides, "evaluation.latency=false"])
+
+
 def test_yaml_is_version_1_2(path: str):
     config = load_config(path, ["training.learning_rate=3e-4", "data.transfer={sources: t.txt}"])
     assert config.training.learning_rate == pytest.approx(3e-4)

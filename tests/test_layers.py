@@ -16,7 +16,7 @@ PACKAGE = ROOT / "xdray"
 
 # A module imports only from rows above its own, never sideways.
 ROWS = (
-    ("errors", "modeling_bilstm", "config_data"),
+    ("errors", "modeling_bilstm", "config_data", "sentences"),
     (
         "config",
         "labels",
@@ -29,7 +29,6 @@ ROWS = (
         "sessions",
         "figures",
         "sampling",
-        "sentences",
     ),
     (
         "configfile",
@@ -45,7 +44,7 @@ ROWS = (
     ("runs", "cluster", "tokens", "targets", "step_losses"),
     ("tasks.tagging", "vocabulary"),
     ("teacher", "student"),
-    ("training", "evaluation", "annotator"),
+    ("training", "evaluation", "annotator", "starts"),
     ("learning", "annotation", "planning", "prediction", "report"),
     ("assessment",),
     ("distillation",),

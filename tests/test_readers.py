@@ -68,7 +68,7 @@ def test_lines_that_straddle_blocks_come_out_as_one_split_of_the_file_gives_them
 
 def test_a_conll_line_with_a_column_less_is_refused(tmp_path):
     source = write(tmp_path / "x.conll", "Rom NNP B-LOC\nist VB O\nalt O\n", "conll")
-    with pytest.raises(CorpusError, match=r"x\.conll:3: 'alt O' has 2 columns, its sentence 3"):
+    with pytest.raises(CorpusError, match=r"x\.conll:3: 'alt O' has 2 columns, expected 3, a word"):
         rows_of(source, labelled=True)
 
 
@@ -88,7 +88,7 @@ def test_conll_takes_first_and_last_column_and_ends_at_blank_lines_docstarts_and
 def test_conll_of_words_alone_is_text_but_not_labelled(tmp_path):
     source = write(tmp_path / "x.conll", "Rom\nbrennt\n", "conll")
     assert rows_of(source)[0].content == ("Rom", "brennt")
-    with pytest.raises(CorpusError, match=r"x\.conll:1: 'Rom' is 1 column, expected a word first"):
+    with pytest.raises(CorpusError, match=r"x\.conll:1: 'Rom' has 1 columns, expected 2, a word"):
         rows_of(source, labelled=True)
 
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from xdray.assessment import evaluate_model
+from xdray.assessment import evaluate_model, summary
 from xdray.config import Config
 from xdray.configfile import dump_config, make_config
-from xdray.distillation import distill, finetune_only, summary
+from xdray.distillation import distill, finetune_only
 from xdray.errors import ConfigError
 
 pytestmark = pytest.mark.cluster

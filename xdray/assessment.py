@@ -280,3 +280,47 @@ def student_shape(config: Config) -> dict[str, Any]:
     student = config.student
     shape = {"embedding": student.embedding, "hidden": student.hidden, "layers": student.layers}
     return shape if student.kind == "bilstm" else shape | {"heads": student.num_heads}
+
+
+LAST_LINE = [
+    "run_dir",
+    "seconds",
+    "teacher",
+    "student",
+    "baseline",
+    "retention",
+    "retention_interval",
+    "gain",
+    "compression",
+    "latency_ms",
+    "targets",
+    "stages",
+    "report",
+]
+
+
+def summary(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the last line of stdout, scores by language and type left to report.json."""
+    line = {key: report.get(key) for key in LAST_LINE}
+    for system in ("teacher", "student", "baseline"):
+        entry = report.get(system)
+        line[system] = None if entry is None else _without_details(entry)
+    line["stages"] = [
+        {
+            "name": row["name"],
+            "steps": row["steps"],
+            "seconds": row["seconds"],
+            "dev": row["dev"] and row["dev"]["entity_f1"],
+        }
+        for row in report["stages"]
+    ]
+    return line
+
+
+def _without_details(system: dict[str, Any]) -> dict[str, Any]:
+    """A system's entry with the figures of whole splits only."""
+    scores = {
+        split: {k: v for k, v in system[split].items() if not k.startswith("by_")}
+        for split in ("dev", "test")
+    }
+    return {**system, **scores}

@@ -149,7 +149,8 @@ def _with_plan(args: argparse.Namespace, work: Callable[[Config], Result]) -> Re
 
 def _distill(args: argparse.Namespace) -> Result:
     def work(config: Config) -> Result:
-        from xdray.distillation import distill, summary
+        from xdray.assessment import summary
+        from xdray.distillation import distill
 
         return summary(distill(config, fresh=args.fresh))
 

@@ -22,7 +22,6 @@ from xdray.learning import (
     finetune,
     finished_student,
     learn,
-    prepare_start,
 )
 from xdray.planning import check_plan
 from xdray.report import loading_example, model_card, summary_table, write_report
@@ -35,6 +34,7 @@ from xdray.stages import (
     needed_layers,
     plan_stages,
 )
+from xdray.starts import prepare_start
 from xdray.storage import fingerprint
 from xdray.student import check_saved, load_student, save_student
 from xdray.teacher import best_dtype, default_device, model_folder, save_finetuned
@@ -298,50 +298,6 @@ def assess(
     run.console.say(f"\nreport: {report['report']}\n\n{loading_example(report)}\n")
     run.write_json("report.json", report)  # last: it says that the run is done
     return report
-
-
-LAST_LINE = [
-    "run_dir",
-    "seconds",
-    "teacher",
-    "student",
-    "baseline",
-    "retention",
-    "retention_interval",
-    "gain",
-    "compression",
-    "latency_ms",
-    "targets",
-    "stages",
-    "report",
-]
-
-
-def summary(report: Report) -> dict[str, Any]:
-    """The keys of the last line of stdout, scores by language and type left to report.json."""
-    line = {key: report.get(key) for key in LAST_LINE}
-    for system in ("teacher", "student", "baseline"):
-        if line[system] is not None:
-            line[system] = _without_details(line[system])
-    line["stages"] = [
-        {
-            "name": row["name"],
-            "steps": row["steps"],
-            "seconds": row["seconds"],
-            "dev": row["dev"] and row["dev"]["entity_f1"],
-        }
-        for row in report["stages"]
-    ]
-    return line
-
-
-def _without_details(system: dict[str, Any]) -> dict[str, Any]:
-    """A system's entry with the figures of whole splits only."""
-    scores = {
-        split: {k: v for k, v in system[split].items() if not k.startswith("by_")}
-        for split in ("dev", "test")
-    }
-    return {**system, **scores}
 
 
 def annotate_only(config: Config, *, fresh: bool = False) -> dict[str, Any]:

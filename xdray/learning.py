@@ -4,9 +4,7 @@ A `Lesson` names the files; it is small and travels to the workers. Each worker 
 tokenizer, labelled text and targets from them, and `training` does the rest.
 """
 
-import json
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch import distributed as dist
 from transformers import PreTrainedTokenizerFast
@@ -29,14 +27,18 @@ from xdray.labels import LabelSet
 from xdray.learner import Learner
 from xdray.sessions import Session
 from xdray.stages import Stage, chain_keys
-from xdray.storage import fingerprint, write_bytes_atomic
-from xdray.student import Student, build_student, svd_embeddings
+from xdray.student import Student, build_student
 from xdray.targets import TargetView, hidden_part
-from xdray.tasks.tagging import decode_tags, predict_logits, token_labels
-from xdray.teacher import TeacherLearner, embedding_table
-from xdray.tokens import encode, load_tokenizer, pad_id_of, words_of
+from xdray.tasks.tagging import (
+    decode_tags,
+    predict_logits,
+    token_labels,
+    tokenise,
+    words_and_tags,
+)
+from xdray.teacher import TeacherLearner
+from xdray.tokens import load_tokenizer, pad_id_of
 from xdray.training import Training, run_stages
-from xdray.vocabulary import prune_tokenizer
 
 SCORING_TOKENS = 4096
 """Tokens of a batch when scoring, padding included."""
@@ -52,7 +54,7 @@ class Lesson:
     base: dict[str, Any]
     """All that decides the weights beside the stages: hashed into the stages' keys."""
     start: str
-    """Folder of the student's tokenizer, embeddings and id map (prepare_start); of the
+    """Folder of the student's tokenizer, embeddings and id map (starts); of the
     encoder when a teacher is fine-tuned."""
     view: str | None
     """Folder with targets.json; None where no stage reads transfer text."""
@@ -103,22 +105,6 @@ class TargetSource:
         """Read one shard's tokens, logits and these layers."""
         parts = ["logits", *(hidden_part(layer, self.codec) for layer in layers)]
         return self.view.load_shard(shard, parts)
-
-
-def tokenise(
-    tokenizer: PreTrainedTokenizerFast, sentences: Sequence[Sequence[str]], max_length: int
-) -> tuple[Tokens, int]:
-    """Tokens of sentences given as words, and the number of words cut off."""
-    encoded = encode(tokenizer, sentences, max_length)
-    tokens = Tokens(encoded.ids, encoded.word_ids, encoded.offsets)
-    return tokens, int(encoded.cut_words.sum())
-
-
-def words_and_tags(
-    sentences: Sequence[Sentence], rule: str
-) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-    """Words and gold tags of labelled sentences."""
-    return [words_of(s, rule) for s in sentences], [s.tags or () for s in sentences]
 
 
 class Scorer:
@@ -267,57 +253,6 @@ def labelled_tokens(
     tokens, cut_words = tokenise(tokenizer, words, config.tokens.max_length)
     tokens.labels = token_labels(tokens, tags, labels)
     return tokens, cut_words
-
-
-def prepare_start(
-    config: Config, folder: Path, teacher: str, transfer: TargetView, train: Sequence[Sentence]
-) -> Path:
-    """Write what every student starts from: tokenizer, embeddings, teacher id to student id.
-
-    The vocabulary is that of the teacher, or cut to the tokens of train and transfer text (P1
-    section 2.1); the embeddings are the SVD of the teacher's (P1 section 2.2).
-    """
-    key = fingerprint(
-        [
-            transfer.fingerprint,
-            [sentence.words for sentence in train],
-            config.tokens.model_dump(mode="json"),
-            [config.student.embedding, config.student.embedding_init],
-        ]
-    )
-    done = folder / "start.json"  # written last
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8"))["key"] == key:
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    tokenizer = load_tokenizer(teacher)
-    table = embedding_table(teacher)
-    teacher_ids = student_ids = np.arange(len(table))
-    if config.tokens.vocabulary == "pruned":
-        used = seen_tokens(transfer, len(table))
-        words, _ = words_and_tags(train, config.tokens.words)
-        used[tokenise(tokenizer, words, config.tokens.max_length)[0].ids] = True
-        pruned = prune_tokenizer(tokenizer, used)
-        tokenizer, teacher_ids, student_ids = (
-            pruned.tokenizer,
-            pruned.teacher_ids,
-            pruned.student_ids,
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
-    if config.student.embedding_init == "svd":
-        embeddings = svd_embeddings(table, config.student.embedding, torch.from_numpy(teacher_ids))
-        save_file({"embeddings": embeddings}, folder / "embeddings.safetensors")
-    np.save(folder / "student_ids.npy", student_ids)
-    write_bytes_atomic(str(done), json.dumps({"key": key}).encode())
-    return folder
-
-
-def seen_tokens(view: TargetView, vocab_size: int) -> NDArray[np.bool_]:
-    """(V,) True on the teacher's tokens that occur in the transfer text."""
-    seen = np.zeros(vocab_size, dtype=bool)
-    for shard in range(len(view.shard_ids)):
-        seen[view.load_shard(shard, ()).ids] = True
-    return seen
 
 
 def start_student(lesson: Lesson, tokenizer: PreTrainedTokenizerFast) -> Student:

@@ -24,11 +24,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from xdray.errors import CorpusError
+from xdray.sentences import Content
 
 FORMATS = {"txt": "text", "jsonl": "jsonl", "conll": "conll", "tsv": "tsv", "parquet": "parquet"}
-Content = str | tuple[str, ...]  # raw text, or words
-BLOCK_BYTES = 1 << 20
-BATCH_ROWS = 2048
+BLOCK_BYTES, BATCH_ROWS = 1 << 20, 2048
 PREFIXED_TAG = re.compile(r"([^:\s]+):(O|[BIES]-.+)")
 
 
@@ -210,13 +209,10 @@ def _conll_rows(span: Span, labelled: bool) -> Iterator[Row]:
                 words, tags = [], []
             continue
         columns = line.split("\t") if "\t" in line else re.split(" +", line)
-        if not columns[0] or (labelled and len(columns) < 2):
-            found = f"{span.place}:{line_number}: {line!r} is 1 column"
-            raise CorpusError(f"{found}, expected a word first and a tag last")
-        width = width if words else len(columns)
-        if labelled and len(columns) != width:
-            found = f"{span.place}:{line_number}: {line!r} has {len(columns)} columns"
-            raise CorpusError(f"{found}, its sentence {width} before; correct the file")
+        width = width if words else max(2, len(columns))
+        if not columns[0] or (labelled and len(columns) != width):
+            found = f"{line!r} has {len(columns)} columns, expected {width}"
+            raise CorpusError(f"{span.place}:{line_number}: {found}, a word first and a tag last")
         if not words:
             begin, first = position, line_number
         end = after

@@ -10,16 +10,34 @@ import torch
 from numpy.typing import NDArray
 from seqeval.metrics.sequence_labeling import get_entities
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from xdray.batches import Tokens, pad, token_budget_batches
+from xdray.corpus import Sentence
 from xdray.labels import IGNORE_INDEX, OUTSIDE, LabelSet
-from xdray.tokens import is_first
+from xdray.tokens import encode, is_first, words_of
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 """(input_ids (B, T), attention_mask (B, T)) -> logits (B, T, C), on its own device."""
 
 Entity = tuple[str, int, int]
 """(type, first word, last word), both inside."""
+
+
+def tokenise(
+    tokenizer: PreTrainedTokenizerFast, sentences: Sequence[Sequence[str]], max_length: int
+) -> tuple[Tokens, int]:
+    """Tokens of sentences given as words, and the number of words cut off."""
+    encoded = encode(tokenizer, sentences, max_length)
+    tokens = Tokens(encoded.ids, encoded.word_ids, encoded.offsets)
+    return tokens, int(encoded.cut_words.sum())
+
+
+def words_and_tags(
+    sentences: Sequence[Sentence], rule: str
+) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """Words and gold tags of labelled sentences."""
+    return [words_of(s, rule) for s in sentences], [s.tags or () for s in sentences]
 
 
 def first_tokens(tokens: Tokens) -> NDArray[np.bool_]:
