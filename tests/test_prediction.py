@@ -98,7 +98,7 @@ def test_a_sentence_longer_than_the_model_reads_is_tagged_to_its_end(student: st
 
 
 def test_words_without_tokens_behind_a_cut_do_not_shift_the_next_window(student: str):
-    words = [*"Anna met Bob in Rome ,".split()] * 8
+    words = ["Anna", "met", "Bob", "in", "Rome", ","] * 8
     words[30:30] = ["\u200b"] * 4
     predictor = Predictor(student, "punctuation", 1, "cpu")
     encoded = encode(predictor.tokenizer, [words], predictor.max_length)

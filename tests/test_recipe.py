@@ -151,10 +151,13 @@ def test_a_run_goes_on_after_its_text_grew(tiny: MakeConfig, ray_session: None, 
         "evaluation": {"baseline": False, "latency": False},
     }
     first = distill(tiny("grown", **settings))
+    start = tmp_path / "grown" / "start" / "start.json"
+    key = start.read_text()
     (tmp_path / "grown" / "report.json").unlink()  # as if it had been killed before its end
-    extra.write_text("Zyxwvq ärgert Ōsaka ĦĦĦ\n", encoding="utf-8")
+    extra.write_text("a line\nZyxwvq ärgert Ōsaka ĦĦĦ\n", encoding="utf-8")
     second = distill(tiny("grown", **settings))
-    assert second["student"]["vocabulary"] > first["student"]["vocabulary"]
+    assert second["targets"]["rows"] == first["targets"]["rows"] + 1
+    assert start.read_text() != key
 
 
 def test_another_config_in_the_same_folder_is_refused_naming_the_field(
