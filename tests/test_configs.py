@@ -21,7 +21,7 @@ def test_a_config_loads_and_its_recipe_is_a_plan(path: Path, tmp_path: Path):
     assert load_config(str(copy)) == config
 
 
-def test_there_are_the_configs_that_the_readme_names():
+def test_every_config_that_we_ship_is_there():
     names = {path.stem for path in CONFIGS}
     expected = {"quickstart", "tiny", "wikiann_mbert", "wikiann_mbert_35x", "ner37", "wikiann_en"}
     assert expected <= names

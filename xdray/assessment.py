@@ -1,6 +1,6 @@
 """What teacher, student and controls score, agree on, weigh and cost: the figures of a report.
 
-The recipe reads test labels here only, after every choice is made.
+Test is scored here only, after every choice is made.
 """
 
 import time

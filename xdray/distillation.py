@@ -254,7 +254,7 @@ def assess(
     controls: dict[str, tuple[Lesson, list[dict[str, Any]]]],
     started: float,
 ) -> Report:
-    """Score, save and weigh the student, and write the report. Test labels are read here only."""
+    """Score, save and weigh the student, and write the report. Test is scored here only."""
     config, labels = run.config, corpus.labels
     tokenizers = (load_tokenizer(teacher), load_tokenizer(lesson.start))
     student = finished_student(lesson, tokenizers[1])
