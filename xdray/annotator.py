@@ -7,6 +7,7 @@ halves of a batch may round otherwise).
 n tokens of a batch, N of a shard, end to end; W teacher width, C classes.
 """
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -101,6 +102,8 @@ class Annotator:
         self.store, self.codec, self.run_token = store, codec, run_token
         self.word_rule, self.max_length, self.batch_tokens = word_rule, max_length, batch_tokens
         self.threads = threads
+        # oneDNN keeps a compiled product for each of the last 1,024 shapes of a batch, half a GiB
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         self.tokenizer = load_tokenizer(model)
         self._check("teacher", teacher_fingerprint(model))
         self._check("tokenizer", fingerprint(self.tokenizer))
