@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from xdray.config import Config, RecipeConfig, StageConfig, StageSettings, StudentConfig, TermConfig
+from xdray.config import Config, StudentConfig
+from xdray.config_recipe import RecipeConfig, StageConfig, StageSettings, TermConfig
 from xdray.errors import ConfigError
 from xdray.storage import fingerprint
 
@@ -101,7 +102,7 @@ def label_stage(config: Config, loss: str, epochs: int) -> list[Stage]:
     loss: "labels" (no teacher) or "hard_labels" (the teacher's best tags).
     """
     split = "train" if loss == "labels" else "transfer"
-    term = TermConfig(loss=loss, split=split)  # type: ignore[arg-type]
+    term = TermConfig.model_validate({"loss": loss, "split": split})
     stage = StageConfig(name=loss, terms=[term], epochs=epochs, patience=epochs)
     return _sub_steps(stage, (_term(term, 0, 0),), config)
 
