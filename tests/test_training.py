@@ -258,8 +258,8 @@ def test_an_accumulated_step_equals_one_on_the_whole_batch(
     Adam's first step hides the size of a gradient, so plain gradient descent takes it here.
     """
     monkeypatch.setattr(
-        "xdray.training._optimiser",
-        lambda student, trainable, stage, settings: torch.optim.SGD([p for _, p in trainable]),
+        "xdray.steps._optimiser",
+        lambda trainable, stage, settings: torch.optim.SGD([p for _, p in trainable]),
     )
     recipe = [{"name": "logits", "terms": [{"loss": "logits", "split": "transfer"}]}]
     student_settings = {"embedding": 6, "hidden": 5, "dropout": 0.0}

@@ -1,8 +1,8 @@
 """Representation, logit, soft-target and label losses: pure functions of tensors.
 
-Each returns `(loss_sum, num_tokens)`: the caller divides, by the count of all workers. N tokens
-kept by the mask, W width of the teacher's hidden states, C classes. Inputs may be of any float
-dtype and are compared in float32.
+Each returns the sum over tokens: the caller divides by the count over all workers, which it knows
+before (a count taken here would make a GPU wait). N tokens kept by the mask, W width of the
+teacher's hidden states, C classes. Inputs may be of any float dtype and are compared in float32.
 """
 
 import torch
@@ -11,19 +11,17 @@ from torch.nn import functional
 
 from xdray.labels import IGNORE_INDEX
 
-LossSum = tuple[Tensor, int]
 
-
-def representation_loss(hidden: Tensor, teacher_hidden: Tensor) -> LossSum:
+def representation_loss(hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
     """Squared error to a teacher layer, mean over the width, summed over tokens (P1 L_RL, V2).
 
     hidden, teacher_hidden: (N, W).
     """
     error = functional.mse_loss(hidden.float(), teacher_hidden.float(), reduction="sum")
-    return error / hidden.shape[-1], hidden.shape[0]
+    return error / hidden.shape[-1]
 
 
-def representation_kl_loss(hidden: Tensor, teacher_hidden: Tensor) -> LossSum:
+def representation_kl_loss(hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
     """KL between softmaxes of both sides over the width, in nats (P1 L_RL).
 
     hidden, teacher_hidden: (N, W). Hidden states are no distributions, so both are made one.
@@ -31,16 +29,16 @@ def representation_kl_loss(hidden: Tensor, teacher_hidden: Tensor) -> LossSum:
     return soft_target_loss(hidden, teacher_hidden, temperature=1.0)
 
 
-def logit_loss(logits: Tensor, teacher_logits: Tensor) -> LossSum:
+def logit_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Squared error to the teacher's logits, mean over classes, summed over tokens (P1 L_LL).
 
     logits, teacher_logits: (N, C).
     """
     error = functional.mse_loss(logits.float(), teacher_logits.float(), reduction="sum")
-    return error / logits.shape[-1], logits.shape[0]
+    return error / logits.shape[-1]
 
 
-def soft_target_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> LossSum:
+def soft_target_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """KL from the teacher's soft targets to the student's, in nats.
 
     logits, teacher_logits: (N, C). Times temperature**2, so gradients keep their size as it rises
@@ -49,15 +47,14 @@ def soft_target_loss(logits: Tensor, teacher_logits: Tensor, temperature: float)
     log_student = torch.log_softmax(logits.float() / temperature, dim=-1)
     log_teacher = torch.log_softmax(teacher_logits.float() / temperature, dim=-1)
     divergence = functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
-    return divergence * temperature**2, logits.shape[0]
+    return divergence * temperature**2
 
 
-def label_loss(logits: Tensor, labels: Tensor) -> LossSum:
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy in nats, over tokens whose label is not IGNORE_INDEX (P1 L_CE).
 
     logits: (N, C). labels: (N,) int64.
     """
-    loss = functional.cross_entropy(
+    return functional.cross_entropy(
         logits.float(), labels, reduction="sum", ignore_index=IGNORE_INDEX
     )
-    return loss, int((labels != IGNORE_INDEX).sum())

@@ -10,7 +10,10 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:  # imported where there are several ranks
+    from torch import Tensor
 
 DRAFT = "checkpoint.partial"
 
@@ -36,6 +39,10 @@ class Session(Protocol):
     @property
     def run_folder(self) -> str:
         """Where the run is kept: a folder or a URI; empty if nowhere."""
+        ...
+
+    def all_sum(self, values: "Tensor") -> None:
+        """Put the sum over all ranks in the place of each rank's values, which wait for it."""
         ...
 
     def latest_checkpoint(self) -> str | None:
@@ -65,6 +72,9 @@ class LocalSession:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.rank, self.world_size, self.device = 0, 1, device
         self.run_folder = "" if folder is None else str(folder)
+
+    def all_sum(self, values: "Tensor") -> None:
+        """Leave the values as they are."""
 
     def latest_checkpoint(self) -> str | None:
         """Return the folder of the last finished checkpoint, or None."""
@@ -104,6 +114,13 @@ class RaySession:
     """The module ray.train, handed in."""
     open_folders: contextlib.ExitStack
     """Closed when the worker ends; holds downloaded checkpoints."""
+
+    def all_sum(self, values: "Tensor") -> None:
+        """Sum over all ranks in the process group that Ray Train made."""
+        if self.world_size > 1:
+            from torch import distributed
+
+            distributed.all_reduce(values)
 
     def latest_checkpoint(self) -> str | None:
         """Return the last checkpoint that Ray Train recorded; downloaded where it is remote."""

@@ -1,38 +1,31 @@
-"""Training a student through its stages: optimiser, schedule, loop, early stop, exact resume.
+"""Training a student through its stages: epochs, choice of the best, early stop, exact resume.
 
 `run_stages` is the same loop in this process, in one Ray Train worker and in many; what differs is
-the `Session` it is handed. A step's losses are sums; they are divided by the counts of all workers
-and of the whole accumulation window, so one worker and two take the same step.
+the `Session` it is handed. steps.py takes the single step.
 """
 
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from xdray.batches import Batch, Loader
 from xdray.config import TrainingConfig
 from xdray.console import Console
-from xdray.errors import TrainingError
 from xdray.learner import Learner
 from xdray.sessions import Session
 from xdray.stages import Stage
-from xdray.step_losses import StepLosses, term_count
+from xdray.steps import Stepper, learning_rate
 from xdray.storage import write_bytes_atomic
 
 Scores = dict[str, Any]
-
-
 Score = Callable[[Learner], Scores]
 """Scores of a student on dev, the same on every rank."""
 
@@ -90,7 +83,7 @@ def run_stages(student: Learner, training: Training) -> list[dict[str, Any]]:
             row = _StageRun(student, training, index).run()
             if session.rank == 0:
                 _save_stage(student, training.folder / _folder_name(index, stage), row)
-            _barrier(session)
+            _rank_0_says(True, session)  # it is on the disk
         rows.append(row)
     return rows
 
@@ -140,9 +133,6 @@ class _StageRun:
         self.session = training.session
         self.loaders = training.loaders(self.stage)
         self.progress = Progress()
-        self.sums = torch.zeros(2, len(self.stage.terms), dtype=torch.float64)
-        self.sums = self.sums.to(self.session.device)
-        """Loss sum and token count of each term in this epoch, over all ranks, for the log."""
         self.held_out: list[Batch] | None = None
         self._clock = time.monotonic()
         self._last_checkpoint = self._clock
@@ -152,14 +142,10 @@ class _StageRun:
         stage, training = self.stage, self.training
         if stage.new_head:
             self.student.reset_head(training.seed)
-        trainable = _set_trainable(self.student, stage)
-        self.optimiser = _optimiser(self.student, trainable, stage, training.settings)
+        self.stepper = Stepper(self.student, stage, training.settings, self.session)
         self.best_state = _copy_state(self.student)
         if not self._resume():
             self._score_start()
-        self.losses: nn.Module = StepLosses(self.student, stage.terms)
-        if self.session.world_size > 1:
-            self.losses = DistributedDataParallel(self.losses, broadcast_buffers=False)
         while self.progress.epoch < stage.epochs and self.progress.bad_epochs < stage.patience:
             self._epoch()
         self.student.load_state_dict(self.best_state)
@@ -201,14 +187,17 @@ class _StageRun:
         num_steps = math.ceil(main.plan.num_steps(progress.epoch) / self._accumulation)
         self.student.train()
         for batches in self._steps():
-            rate = _rate(stage, self.training.settings, progress, num_steps)
-            self._step(batches, rate)
+            done = (progress.epoch + progress.step / num_steps) / stage.epochs
+            rate = learning_rate(stage, self.training.settings, done, stage.epochs * num_steps)
+            self.stepper.step(batches, rate, self._step_seed())
             progress.step += 1
             progress.total_steps += 1
             if progress.total_steps % CHECK_EVERY == 0:
                 title = f"stage {stage.name}, epoch {progress.epoch + 1} of {stage.epochs}"
                 self.training.console.progress(title, progress.step, num_steps, "steps")
-                self._check(num_steps)
+                self.stepper.check(progress.total_steps)
+                if progress.step < num_steps:  # else the epoch's end saves
+                    self._save_if_due()
         self._end_epoch()
 
     @property
@@ -234,67 +223,11 @@ class _StageRun:
         if window:
             yield window
 
-    def _step(self, window: list[dict[str, Batch]], rate: float) -> None:
-        """One optimiser step over an accumulation window."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        terms, session = self.stage.terms, self.session
-        counts = self._counts(window)
-        weights = torch.tensor([term.weight for term in terms], device=session.device)
-        scale = weights * session.world_size / counts.clamp(min=1)
-        torch.manual_seed(self._step_seed())
-        sums = torch.zeros(len(terms), device=session.device)
-        for position, batches in enumerate(window):
-            last = position == len(window) - 1
-            with self._no_sync(last), self._autocast():
-                loss_sums = self.losses(batches)
-                (loss_sums * scale).sum().backward()
-            sums += loss_sums.detach()
-        if self.training.settings.clip is not None:
-            nn.utils.clip_grad_norm_(
-                [p for p in self.student.parameters() if p.requires_grad],
-                self.training.settings.clip,
-            )
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        if session.world_size > 1:
-            dist.all_reduce(sums)
-        self.sums += torch.stack([sums, counts]).double()
-
     def _step_seed(self) -> int:
         """Seed of a step's dropout: the same after a resume, another on each rank and stage."""
         step, rank = self.progress.total_steps, self.session.rank
         stage = self.training.seed * 1_000_003 + int(self.key[:8], 16)
         return (stage + step * 7_919 + rank) % 2**63
-
-    def _counts(self, window: list[dict[str, Batch]]) -> Tensor:
-        """Tokens of each term over the window and all ranks: (len(terms),)."""
-        counts = torch.tensor(
-            [
-                float(sum(term_count(term, batches[term.split]) for batches in window))
-                for term in self.stage.terms
-            ],
-            device=self.session.device,
-        )
-        if self.session.world_size > 1:
-            dist.all_reduce(counts)
-        return counts
-
-    def _no_sync(self, last: bool) -> AbstractContextManager[Any]:
-        if isinstance(self.losses, DistributedDataParallel) and not last:
-            return self.losses.no_sync()
-        return nullcontext()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.training.settings.autocast == "none":
-            return nullcontext()
-        return torch.autocast(self.session.device.split(":")[0], dtype=torch.bfloat16)
-
-    def _check(self, num_steps: int) -> None:
-        """Look at the loss and at the clock."""
-        self._raise_if_not_finite()
-        if self.progress.step < num_steps:  # else the epoch's end saves
-            self._save_if_due()
 
     def _save_if_due(self) -> None:
         """Rank 0's clock decides for all, since a checkpoint is a barrier."""
@@ -302,17 +235,9 @@ class _StageRun:
         if _rank_0_says(due, self.session):
             self._save()
 
-    def _raise_if_not_finite(self) -> None:
-        for term, value in zip(self.stage.terms, self.sums[0].tolist(), strict=True):
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"stage {self.stage.name}, step {self.progress.total_steps}: the sum of the "
-                    f"{term.name} loss is {value}; lower training.learning_rate"
-                )
-
     def _end_epoch(self) -> None:
         progress, training = self.progress, self.training
-        self._raise_if_not_finite()
+        self.stepper.check(progress.total_steps)
         self.student.eval()
         score = self._current_score()
         if score >= progress.best:  # ties to the later
@@ -321,13 +246,13 @@ class _StageRun:
         else:
             progress.bad_epochs += 1
         self._tick()
-        terms = self._mean_losses()
+        terms = self.stepper.mean_losses()
         progress.history.append(
             {
                 "epoch": progress.epoch + 1,
                 "step": progress.total_steps,
                 "seconds": round(progress.seconds, 2),
-                "learning_rate": self.optimiser.param_groups[0]["lr"],
+                "learning_rate": self.stepper.rate,
                 "terms": terms,
                 "score": score,
             }
@@ -338,35 +263,15 @@ class _StageRun:
             f"loss {shown}, {self._shown_score(score)}, {progress.seconds:.0f} s"
         )
         progress.epoch, progress.step = progress.epoch + 1, 0
-        self.sums.zero_()
+        self.stepper.clear()
         self._save_if_due()
-
-    def _mean_losses(self) -> dict[str, float]:
-        """Mean loss of each term over the epoch and all ranks."""
-        means = (self.sums[0] / self.sums[1].clamp(min=1)).tolist()
-        several = len({term.name for term in self.stage.terms}) < len(means)
-        return {
-            term.long_name if several else term.name: mean
-            for term, mean in zip(self.stage.terms, means, strict=True)
-        }
 
     def _held_out_loss(self) -> float:
         """The stage's loss on the held-out transfer sentences of all ranks."""
         if self.held_out is None:
             device = self.session.device
             self.held_out = [b.to(device) for b in self.loaders["transfer"].held_out()]
-        terms = [term for term in self.stage.terms if term.split == "transfer"]
-        losses_of = StepLosses(self.student, terms)
-        totals = torch.zeros(2, len(terms), dtype=torch.float64)
-        with torch.inference_mode(), self._autocast():
-            for batch in self.held_out:
-                totals[0] += losses_of({"transfer": batch}).double().cpu()
-                totals[1] += torch.tensor([float(term_count(term, batch)) for term in terms])
-        if self.session.world_size > 1:
-            totals = totals.to(self.session.device)
-            dist.all_reduce(totals)
-        weights = torch.tensor([term.weight for term in terms], dtype=torch.float64)
-        return float((weights * totals[0].cpu() / totals[1].cpu().clamp(min=1)).sum())
+        return self.stepper.held_out_loss(self.held_out)
 
     def _save(self) -> None:
         """Write a resumable checkpoint; every rank takes part."""
@@ -374,10 +279,9 @@ class _StageRun:
         state = {
             "key": self.key,
             "progress": asdict(self.progress),
-            "sums": self.sums,
             "student": self.student.state_dict(),
             "best": self.best_state,
-            "optimiser": self.optimiser.state_dict(),
+            **self.stepper.state(),
         }
         metrics = {"stage": self.stage.name, "step": self.progress.total_steps}
         self.session.save(lambda folder: torch.save(state, folder / "state.pt"), metrics)
@@ -414,58 +318,14 @@ class _StageRun:
         if state["key"] != self.key:
             return False
         self.progress = Progress(**state["progress"])
-        self.sums = state["sums"]
         self.student.load_state_dict(state["student"])
         self.best_state = state["best"]
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.stepper.load_state(state)
         self.training.console.say(
             f"stage {self.stage.name}: continued at epoch {self.progress.epoch + 1}, "
             f"step {self.progress.step}"
         )
         return True
-
-
-def _set_trainable(student: Learner, stage: Stage) -> list[tuple[str, nn.Parameter]]:
-    """Freeze all but the stage's groups; returns what trains, with the name of its group."""
-    trainable: list[tuple[str, nn.Parameter]] = []
-    for group, parameters in student.groups().items():
-        for parameter in parameters:
-            parameter.requires_grad_(group in stage.trainable)
-            if group in stage.trainable:
-                trainable.append((group, parameter))
-    if not trainable:
-        raise TrainingError(f"stage {stage.name}: nothing to train; it names {stage.trainable}")
-    return trainable
-
-
-def _optimiser(
-    student: Learner,
-    trainable: Sequence[tuple[str, nn.Parameter]],
-    stage: Stage,
-    settings: TrainingConfig,
-) -> torch.optim.Optimizer:
-    """AdamW without decay on embeddings, biases and norms; without decay it is Adam (P1)."""
-    decayed = [p for group, p in trainable if p.ndim > 1 and group != "embedding"]
-    kept = [p for group, p in trainable if p.ndim <= 1 or group == "embedding"]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=stage.learning_rate, fused=True)
-
-
-def _rate(stage: Stage, settings: TrainingConfig, progress: Progress, steps_in_epoch: int) -> float:
-    """Learning rate of the next step: warm-up, then constant or a cosine over planned epochs."""
-    done = (progress.epoch + progress.step / max(1, steps_in_epoch)) / stage.epochs
-    if done < settings.warmup:
-        first = 1 / (stage.epochs * max(1, steps_in_epoch))
-        return stage.learning_rate * (done + first) / (settings.warmup + first)
-    if stage.schedule == "constant":
-        return stage.learning_rate
-    turned = (done - settings.warmup) / (1 - settings.warmup)
-    share = 0.5 * (1 + math.cos(math.pi * turned))
-    return stage.learning_rate * (settings.final_rate + (1 - settings.final_rate) * share)
 
 
 def _endless(loader: Loader, start: int) -> Iterator[Batch]:
@@ -484,13 +344,7 @@ def _copy_state(student: Learner) -> dict[str, Tensor]:
 
 
 def _rank_0_says(yes: bool, session: Session) -> bool:
-    if session.world_size == 1:
-        return yes
+    """Whether rank 0 says yes; each rank waits for the others."""
     flag = torch.tensor([float(yes and session.rank == 0)], device=session.device)
-    dist.all_reduce(flag)
-    return bool(flag.item() > 0)
-
-
-def _barrier(session: Session) -> None:
-    if session.world_size > 1:
-        dist.barrier()
+    session.all_sum(flag)
+    return flag.item() > 0
