@@ -1,7 +1,6 @@
 """annotator: what is forwarded and written, and that nothing beside a shard changes its files."""
 
 import pickle
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -48,7 +47,7 @@ def make(tmp_path: Path, tiny_teacher: Path, tiny_labels: LabelSet) -> Callable[
             "dtype": "float32",
         }
         store = TargetStore(str(tmp_path / name), identity)
-        given = {"codec": "float16", "batch_tokens": 256, "run_token": "run"} | settings
+        given = {"codec": "float16", "batch_tokens": 256} | settings
         kwargs = {"word_rule": "punctuation", "max_length": MAX_LENGTH, **given}
         return Annotator(str(model), tiny_labels, store, **kwargs)
 
@@ -188,27 +187,13 @@ def test_a_damaged_file_is_written_anew(
     assert files(annotator) == before
 
 
-def test_a_shard_that_killed_two_actors_is_not_forwarded_again(
-    make: Callable[..., Annotator], tasks: list[AnnotateTask]
-) -> None:
-    annotator = make()
-    for _ in range(2):  # what two dead actors leave
-        annotator.store.start("run", tasks[0].shard)
-    with pytest.raises(TargetsError, match="killed its actor 2 times"):
-        annotator(tasks[0])
-    for _ in range(3):  # one that ends leaves nothing
-        annotator(tasks[1])
-        shutil.rmtree(Path(annotator.store.folder, "shards"))
-    assert make(run_token="later")(tasks[0])["forwarded"] == 60
-
-
 def test_another_teacher_or_tokenizer_than_the_stores_is_refused(
     make: Callable[..., Annotator], make_teacher: MakeTeacher, tiny_labels: LabelSet
 ) -> None:
     annotator = make()
     other = str(make_teacher("bert", seed=7))
     settings = {"word_rule": "punctuation", "max_length": MAX_LENGTH, "batch_tokens": 100}
-    settings |= {"codec": "int8", "run_token": "run"}
+    settings |= {"codec": "int8"}
     with pytest.raises(TargetsError, match=r"its teacher is .* put the same model on all machines"):
         Annotator(other, tiny_labels, annotator.store, **settings)
     identity = annotator.store.identity | {

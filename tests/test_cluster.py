@@ -60,6 +60,7 @@ class Square:
 def test_every_item_comes_back_once_with_its_arrays(cluster: Cluster):
     receipts = list(map_shards(cluster, Square, {}, iter(range(7)), PLAN))
     assert sorted(receipt["item"] for receipt in receipts) == list(range(7))
+    assert all(receipt["index"] == receipt["item"] for receipt in receipts)
     for receipt in receipts:
         assert receipt["square"].tolist() == [receipt["item"] * receipt["item"]] * 3
 
@@ -99,7 +100,7 @@ def test_an_item_that_always_kills_its_actor_ends_the_pool(cluster: Cluster):
 def test_errors_of_workers_come_home_and_leave_the_pool_free_for_the_next(cluster: Cluster):
     with pytest.raises(CorpusError, match=r"^a.conll:3: one column, expected two$"):
         list(map_shards(cluster, Square, {}, [0, -1], PLAN))
-    with pytest.raises(ClusterError, match=r"Square, shard 0: KeyError: 'missing'; .*/logs$"):
+    with pytest.raises(ClusterError, match=r"Square, shard -2: KeyError: 'missing'; .*/logs$"):
         list(map_shards(cluster, Square, {}, [-2], PLAN))
     with pytest.raises(CorpusError, match=r"^no such model$"):
         list(map_shards(cluster, Square, {"start": "no such model"}, range(5), PLAN))

@@ -62,6 +62,7 @@ def path(tmp_path: Path) -> str:
             "terms: [{loss: labels, split: train}]}]",
             "nothing is frozen",
         ),
+        ("student.hidden=true", "student.hidden: true is a truth value"),
     ],
 )
 def test_a_mistake_is_refused_in_words_that_name_it(path: str, override: str, message: str):
@@ -99,6 +100,15 @@ def test_short_forms_take_overrides(path: str):
     config = load_config(path, [f"recipe={stages}", "recipe.layer=4"])
     assert config.recipe.layer == 4
     assert [stage.name for stage in config.recipe.stages or ()] == ["a"]
+
+
+def test_an_entry_of_a_list_takes_overrides_by_its_number(path: str):
+    stages = "recipe=[{name: a, terms: [{loss: logits, split: transfer}]}]"
+    config = load_config(path, [stages, "recipe.stages.0.epochs=9"])
+    assert [(stage.name, stage.epochs) for stage in config.recipe.stages or ()] == [("a", 9)]
+    for entry in ("1", "-1", "first"):
+        with pytest.raises(ConfigError, match=rf"'{entry}' is no entry of a list of 1"):
+            load_config(path, [stages, f"recipe.stages.{entry}.epochs=9"])
 
 
 def test_a_dumped_config_loads_equal(path: str, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""targets: the store's keys, what is missing in it, views, attempts, and looking after stores."""
+"""targets: the store's keys, what is missing in it, views, and looking after stores."""
 
 import pickle
 import subprocess
@@ -175,17 +175,6 @@ def test_views_of_other_shards_parts_or_stores_have_other_fingerprints(store: Ta
         for parts in (["logits"], ["logits", HIDDEN])
     }
     assert len(names) == 6
-
-
-def test_the_third_start_of_a_shard_in_one_run_is_refused(store: TargetStore) -> None:
-    for _ in range(2):
-        store.start("run", SHARDS[0])
-    with pytest.raises(TargetsError, match=rf"{SHARDS[0].shard_id} .* killed its actor 2 times"):
-        store.start("run", SHARDS[0])
-    store.start("run", SHARDS[1])
-    store.start("another run", SHARDS[0])
-    store.finish("run", SHARDS[0])
-    store.start("run", SHARDS[0])
 
 
 def test_stores_are_listed_with_identity_and_parts(store: TargetStore) -> None:

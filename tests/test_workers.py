@@ -1,13 +1,15 @@
 import os
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from xdray.corpus import inline_shards
 from xdray.errors import ClusterError, CorpusError, TrainingError, XdrayError
+from xdray.sentences import Sentence
+from xdray.targets import AnnotateTask
 from xdray.workers import Ledger, PoolWorker, as_xdray_error, last_line
 
 
@@ -37,23 +39,24 @@ class Unloadable:
 
 def test_an_item_that_gives_a_result_may_be_tried_any_number_of_times():
     worker = pool_worker(Half, Ledger())
-    assert [call(worker, 0, 4) for _ in range(9)] == [{"value": 2.5}] * 9
+    assert [call(worker, 0, 4) for _ in range(9)] == [{"value": 2.5, "index": 0}] * 9
 
 
 def test_the_fourth_try_of_an_item_whose_workers_died_is_an_error_that_names_it():
     ledger = Ledger()
     assert [ledger.begin(5) for _ in range(3)] == [1, 2, 3]  # as three dead actors leave it
-    shard = SimpleNamespace(shard_id="abc123")
-    for item in (shard, SimpleNamespace(shard=shard)):
+    shard = inline_shards([Sentence("dev-1", "en", "A b", None)], 16)[0]
+    for item in (shard, AnnotateTask(shard)):
         error = call(pool_worker(Half, ledger), 5, item)
         assert isinstance(error, ClusterError)
-        assert "shard abc123: killed its Half 3 times" in str(error)
-    assert call(pool_worker(Half, ledger), 6, 5) == {"value": 2.0}
+        name = f"shard {shard.shard_id} (dev or test, 1 sentences): killed its Half 3 times"
+        assert str(error).startswith(name)
+    assert call(pool_worker(Half, ledger), 6, 5) == {"value": 2.0, "index": 6}
 
 
 def test_an_error_of_the_worker_is_a_row_that_says_where_and_what(capfd):
     error = call(pool_worker(Half, Ledger()), 3, 0)
-    assert str(error).startswith("Half, shard 3: ZeroDivisionError: ")
+    assert str(error).startswith("Half, shard 0: ZeroDivisionError: ")
     assert str(error).endswith("the traceback is under /logs")
     assert "Traceback (most recent call last)" in capfd.readouterr().err  # the actor's log
 
@@ -71,14 +74,14 @@ def test_a_worker_is_built_once_and_within_the_first_try():
         def __init__(self) -> None:
             built.append(Path.cwd())
 
-        def __call__(self, item: int) -> int:
-            return item
+        def __call__(self, item: int) -> dict[str, int]:
+            return {"value": item}
 
     folder = Path("sub")
     folder.mkdir()
     worker = pool_worker(Counted, Ledger(), folder)
     assert built == []
-    assert [call(worker, n, n) for n in (7, 8)] == [7, 8]
+    assert [call(worker, n, n)["value"] for n in (7, 8)] == [7, 8]
     assert [path.name for path in built] == ["sub"]
 
 

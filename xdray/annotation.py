@@ -133,7 +133,6 @@ def _forward_missing(
         "codec": config.targets.codec,
         "threads": plan.threads_per_replica,
         "device": "cuda" if plan.gpus_per_replica else "cpu",
-        "run_token": f"{time.time_ns():x}",
     }
     receipts, done = [], 0
     run.console.progress("targets", 0, total, "sentences")

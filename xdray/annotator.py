@@ -95,11 +95,10 @@ class Annotator:
         max_length: int,
         batch_tokens: int,
         codec: str,
-        run_token: str,
         threads: int | None = None,
         device: str = "cpu",
     ) -> None:
-        self.store, self.codec, self.run_token = store, codec, run_token
+        self.store, self.codec = store, codec
         self.word_rule, self.max_length, self.batch_tokens = word_rule, max_length, batch_tokens
         self.threads = threads
         # oneDNN keeps a compiled product for each of the last 1,024 shapes of a batch, half a GiB
@@ -150,7 +149,6 @@ class Annotator:
     def _annotate(self, task: AnnotateTask, missing: Sequence[str]) -> dict[str, Any]:
         """Forward a shard once for all parts that are missing, and write these."""
         shard = task.shard
-        self.store.start(self.run_token, shard)
         sentences = read_shard(shard)
         words = [words_of(sentence, self.word_rule) for sentence in sentences]
         with self._tokenising:
@@ -169,7 +167,6 @@ class Annotator:
         for part in missing:
             file = self.store.file(shard.shard_id, part, shard.rows)
             num_bytes += self._write(file, sentences, encoded, said, errors.get(part))
-        self.store.finish(self.run_token, shard)
         return {
             "forwarded": shard.rows,
             "tokens": len(encoded.ids),

@@ -182,10 +182,11 @@ def map_shards(
 ) -> Iterator[dict[str, Any]]:
     """Yield what `worker_class(**worker_kwargs)(item)` returns for each item, as they finish.
 
-    A pool of `plan.replicas` actors; an item is the unit of work and is done again elsewhere when
-    its actor dies. What a worker raises is raised here and ends the pool; so does an item that
-    killed its actor three times, or a pool that stays silent for four hours. Items are taken from
-    the iterator 20,000 at a time; each such window has a pool of its own.
+    "index" is added: the item's number. A pool of `plan.replicas` actors; an item is the unit of
+    work and is done again elsewhere when its actor dies. What a worker raises is raised here and
+    ends the pool; so does an item that killed its actor three times, or a pool that stays silent
+    for four hours. Items are taken from the iterator 20,000 at a time; each such window has a pool
+    of its own.
     """
     remaining = enumerate(items)
     while window := list(itertools.islice(remaining, MAX_WINDOW)):

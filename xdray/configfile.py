@@ -94,17 +94,29 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not sign or not dotted:
         raise ConfigError(f"'{override}': expected section.key=value, e.g. student.hidden=200")
     *parents, key = dotted.split(".")
-    node: dict[str, Any] = values
+    node: Any = values
     for parent in parents:
-        child: Any = node.setdefault(parent, {})
+        at = _place(node, parent, override)
+        child: Any = node[at] if isinstance(node, list) else node.setdefault(at, {})
         if isinstance(child, list) and parent == "recipe":
-            child = node[parent] = {"name": "custom", "stages": child}
+            child = node[at] = {"name": "custom", "stages": child}
         elif isinstance(child, str | list) and parent in SHORT_FORMS:
-            child = node[parent] = {SHORT_FORMS[parent]: child}
-        if not isinstance(child, dict):
+            child = node[at] = {SHORT_FORMS[parent]: child}
+        if not isinstance(child, dict | list):
             raise ConfigError(f"'{override}': '{parent}' is {child!r} in the file, not a section")
         node = child
-    node[key] = _parse(text, f"'{override}'")
+    node[_place(node, key, override)] = _parse(text, f"'{override}'")
+
+
+def _place(node: Any, part: str, override: str) -> Any:
+    """Return the key of a section, or the index of a list, that a part of the dotted name means."""
+    if not isinstance(node, list):
+        return part
+    if not part.isdecimal() or int(part) >= len(node):
+        raise ConfigError(
+            f"'{override}': '{part}' is no entry of a list of {len(node)}; the first is 0"
+        )
+    return int(part)
 
 
 def _describe(problem: Any) -> str:

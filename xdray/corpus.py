@@ -62,6 +62,11 @@ class Shard:
     """How many shards of the same sentences came before: part of the hash, so that ids differ."""
     sentences: tuple[Sentence, ...] = ()
 
+    def __str__(self) -> str:
+        """As errors name it."""
+        place = "dev or test" if self.span is None else self.span.place
+        return f"{self.shard_id} ({place}, {self.rows} sentences)"
+
 
 @dataclass(frozen=True, slots=True)
 class Labelled:

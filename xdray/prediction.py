@@ -190,11 +190,10 @@ def predict_files(
         "threads": pool.threads_per_replica,
         "device": "cuda" if pool.gpus_per_replica else "cpu",
     }
-    items = [_Numbered(number, shard) for number, shard in enumerate(plan.shards)]
     total, sentences, entities = sum(shard.rows for shard in plan.shards), 0, 0
     with Console() as console, Cluster(config) as cluster, _Writer(path) as writer:
         console.progress("predict", 0, total, "sentences")
-        for records in _in_order(map_shards(cluster, _NumberedPredictor, kwargs, items, pool)):
+        for records in _in_order(map_shards(cluster, Predictor, kwargs, plan.shards, pool)):
             writer.write(records)
             sentences += len(records)
             entities += sum(len(record["entities"]) for record in records)
@@ -216,27 +215,12 @@ def word_rule_of(model: str) -> str:
     return values.get("word_rule", "punctuation")
 
 
-class _Numbered:
-    """A shard with its place in the input. Picklable."""
-
-    def __init__(self, number: int, shard: Shard) -> None:
-        self.number, self.shard = number, shard
-        self.shard_id, self.rows = shard.shard_id, shard.rows
-
-
-class _NumberedPredictor(Predictor):
-    """A predictor whose answer carries the shard's place."""
-
-    def __call__(self, item: Any) -> dict[str, Any]:
-        return {**super().__call__(item.shard), "number": item.number}
-
-
 def _in_order(receipts: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Yield records in the order of the input; what comes early waits, at most a pool's worth."""
     waiting: dict[int, list[dict[str, Any]]] = {}
     expected = 0
     for receipt in receipts:
-        waiting[receipt["number"]] = receipt["records"]
+        waiting[receipt["index"]] = receipt["records"]
         while expected in waiting:
             yield waiting.pop(expected)
             expected += 1

@@ -37,8 +37,6 @@ from xdray.storage import (
 if TYPE_CHECKING:  # torch is not needed to look at a store
     from xdray.batches import Tokens
 
-STARTS = 2
-"""Starts of a shard in one run that may end with its actor's death; the next start is refused."""
 READERS = 16
 """Footers read at once: on an object store each takes a round trip."""
 FOREIGN = "foreign"
@@ -51,6 +49,10 @@ class AnnotateTask:
 
     shard: Shard
     layers: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        """As errors name it."""
+        return str(self.shard)
 
     def parts(self, codec: str) -> list[str]:
         """Names of the parts that it asks for."""
@@ -126,27 +128,6 @@ class TargetStore:
             num_bytes=sum(footer["bytes"] for footer in footers),
             codec_error=_codec_errors(footers),
         )
-
-    def start(self, run_token: str, shard: Shard) -> None:
-        """Note a start of a shard in this run. Raises TargetsError if it killed too many actors."""
-        for attempt in range(1, STARTS + 1):
-            marker = self._marker(run_token, shard, attempt)
-            if not exists(marker):
-                return write_bytes_atomic(marker, b"")
-        where = shard.span.place if shard.span is not None else "dev or test"
-        raise TargetsError(
-            f"shard {shard.shard_id} ({where}, {shard.rows} sentences) killed its actor {STARTS} "
-            "times; look for an out-of-memory kill in the system's log, set a lower "
-            "targets.shard_sentences or teacher.batch_tokens, and run the same command again"
-        )
-
-    def finish(self, run_token: str, shard: Shard) -> None:
-        """Forget the starts of a shard that came to its end."""
-        for attempt in range(1, STARTS + 1):
-            delete_tree(self._marker(run_token, shard, attempt))
-
-    def _marker(self, run_token: str, shard: Shard, attempt: int) -> str:
-        return join(self.folder, "attempts", run_token, f"{shard.shard_id}-{attempt}")
 
 
 @dataclass(frozen=True, kw_only=True)

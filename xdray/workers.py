@@ -74,19 +74,19 @@ class PoolWorker:
         return pa.table({"receipt": [pickle.dumps(self._receipt(index, item))]})
 
     def _receipt(self, index: int, item: Any) -> Any:
-        name = getattr(getattr(item, "shard", item), "shard_id", index)
         if self._count_try(index) > MAX_DEATHS:
             return ClusterError(
-                f"shard {name}: killed its {self._name} {MAX_DEATHS} times, expected a result; "
-                f"often memory is short (teacher.batch_tokens, replicas); see {self._logs}"
+                f"shard {item}: killed its {self._name} {MAX_DEATHS} times, expected a result; "
+                "often memory is short: lower targets.shard_sentences, teacher.batch_tokens or "
+                f"replicas and run the same command again; see {self._logs}"
             )
         try:
             receipt = self._worker()(item)
         except Exception as error:
             traceback.print_exc()  # into the actor's log
-            return as_xdray_error(error, f"{self._name}, shard {name}", self._logs)
+            return as_xdray_error(error, f"{self._name}, shard {item}", self._logs)
         self._count_end(index)
-        return receipt
+        return {**receipt, "index": index}
 
 
 def enter(folder: str) -> None:
