@@ -65,6 +65,13 @@ def test_a_half_full_batch_ends_where_sentences_get_longer():
     assert [len(batch) for batch in batches] == [6, 8, 2]
 
 
+def test_a_batch_above_the_multiple_holds_one_and_loses_no_sentence():
+    lengths = np.array([3] * 50 + [4] * 21 + [9] * 3)
+    batches = token_budget_batches(lengths, budget=100, multiple=8)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(74))
+    assert [len(batch) for batch in batches] == [32, 16, 16, 10]
+
+
 def test_collating_pads_after_mapping_ids_and_keeps_no_special_token():
     tokens = Shards([[3, 5]]).load(0, (4,))
     id_map = np.arange(100)[::-1].copy()

@@ -7,6 +7,7 @@ halves of a batch may round otherwise).
 n tokens of a batch, N of a shard, end to end; W teacher width, C classes.
 """
 
+import ctypes
 import os
 import threading
 import time
@@ -27,6 +28,9 @@ from xdray.parts import CODECS, LOGITS, PartFile, layer_and_codec
 from xdray.targets import AnnotateTask, TargetStore
 from xdray.teacher import DTYPES, load_teacher, teacher_fingerprint
 from xdray.tokens import Encoded, encode, fingerprint, load_tokenizer, words_of
+
+SENTENCES_MULTIPLE = 32
+"""Of sentences in a batch: fewer shapes, for each of which oneDNN keeps bfloat16 code for ever."""
 
 
 class HiddenRecord:
@@ -121,6 +125,7 @@ class Annotator:
         shard = task.shard
         missing = self.store.missing_parts(task, self.codec)
         receipt = self._annotate(task, missing) if missing else self._served(task)
+        _trim_memory()
         seconds = time.perf_counter() - started
         return {"shard_id": shard.shard_id, "rows": shard.rows, **receipt, "seconds": seconds}
 
@@ -191,7 +196,9 @@ class Annotator:
             oom_halvings=0,
         )
         pad_id: Any = self.tokenizer.pad_token_id or 0
-        batches = token_budget_batches(np.diff(encoded.offsets), self.batch_tokens)
+        batches = token_budget_batches(
+            np.diff(encoded.offsets), self.batch_tokens, SENTENCES_MULTIPLE
+        )
         for rows in reversed(batches):
             ids, mask, index = pad(encoded.ids, encoded.offsets, rows, pad_id)
             logits, hidden = teacher.forward(ids, mask, layers)
@@ -228,3 +235,10 @@ class Annotator:
                 flat["scales"] = record.scales
             facts |= {"layer": layer, "codec": codec, "width": self.teacher.width}
         return file.write(texts, flat, encoded.offsets, facts)
+
+
+def _trim_memory() -> None:
+    """Hand freed memory back: batches of ever other shapes leave glibc's heaps full of holes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)

@@ -185,8 +185,7 @@ def map_shards(
     "index" is added: the item's number. A pool of `plan.replicas` actors; an item is the unit of
     work and is done again elsewhere when its actor dies. What a worker raises is raised here and
     ends the pool; so does an item that killed its actor three times, or a pool that stays silent
-    for four hours. Items are taken from the iterator 20,000 at a time; each such window has a pool
-    of its own.
+    for four hours. Each 20,000 items from the iterator have a pool of their own.
     """
     remaining = enumerate(items)
     while window := list(itertools.islice(remaining, MAX_WINDOW)):
