@@ -17,7 +17,7 @@ PACKAGE = ROOT / "xdray"
 # A module imports only from rows above its own, never sideways.
 ROWS = (
     ("errors", "modeling_bilstm", "config_data", "sentences"),
-    ("config_recipe",),
+    ("config_recipe", "config_search"),
     (
         "config",
         "labels",
@@ -42,12 +42,12 @@ ROWS = (
         "sample",
         "pictures",
     ),
-    ("runs", "cluster", "tokens", "targets", "steps"),
-    ("tasks.tagging", "vocabulary"),
+    ("runs", "cluster", "tokens", "targets", "steps", "stage_files", "space", "pages"),
+    ("tasks.tagging", "vocabulary", "proposals", "search_pictures"),
     ("teacher", "student"),
     ("training", "evaluation", "annotator", "starts"),
     ("learning", "annotation", "planning", "prediction", "report"),
-    ("assessment",),
+    ("assessment", "trials", "search_report"),
     ("distillation",),
     ("search", "export", "benchmark"),
     ("cli",),

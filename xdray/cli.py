@@ -76,6 +76,7 @@ def _add_run_verbs(verbs: Any) -> None:
     for verb, run, about in (
         ("distill", _distill, "text in, small model out; finished steps are skipped"),
         ("annotate", _annotate, "only the teacher's pass over the transfer text"),
+        ("tune", _tune, "search the best student; all trials share one teacher pass"),
         ("finetune_teacher", _finetune, "only the teacher, fine-tuned on the labels"),
     ):
         parser = verbs.add_parser(verb, help=about, description=about)
@@ -171,6 +172,16 @@ def _finetune(args: argparse.Namespace) -> Result:
         from xdray.distillation import finetune_only
 
         return finetune_only(config, fresh=args.fresh)
+
+    return _with_plan(args, work)
+
+
+def _tune(args: argparse.Namespace) -> Result:
+    def work(config: Config) -> Result:
+        from xdray.search import tune
+        from xdray.search_report import last_line
+
+        return last_line(tune(config, fresh=args.fresh))
 
     return _with_plan(args, work)
 

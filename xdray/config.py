@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from xdray.config_data import DataConfig, Section, TokensConfig
 from xdray.config_recipe import RecipeConfig
+from xdray.config_search import SearchConfig
 
 
 class RunConfig(Section):
@@ -232,6 +233,8 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
+    search: SearchConfig | None = None
+    """Of `tune`; other jobs leave it aside."""
 
     @model_validator(mode="after")
     def _latency_fits(self) -> "Config":

@@ -8,7 +8,7 @@ import difflib
 import io
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,27 @@ def make_config(values: dict[str, Any], where: str) -> Config:
         raise ConfigError(f"{where}: {problems[0]}{more}") from error
 
 
+def with_fields(config: Config, fields: Mapping[str, Any]) -> Config:
+    """Return the config with other values of some fields, by their dotted names, checked again."""
+    values = config.model_dump(mode="json")
+    for name, value in fields.items():
+        _set(values, name, value, f"{name}={value}")
+    shown = ", ".join(f"{name}={value}" for name, value in fields.items())
+    return make_config(values, shown)
+
+
 def dump_config(config: Config) -> str:
     """Return the resolved config as YAML that `load_config` reads back equal."""
+    return to_yaml(config.model_dump(mode="json"))
+
+
+def to_yaml(values: Any) -> str:
+    """Return plain values as YAML, keys in their order."""
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.dump(config.model_dump(mode="json"), stream)
+    yaml.dump(values, stream)
     return stream.getvalue()
 
 
@@ -93,6 +107,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
     dotted, sign, text = override.partition("=")
     if not sign or not dotted:
         raise ConfigError(f"'{override}': expected section.key=value, e.g. student.hidden=200")
+    _set(values, dotted, _parse(text, f"'{override}'"), override)
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any, override: str) -> None:
+    """Set a field of plain values in place; `override` names it in errors."""
     *parents, key = dotted.split(".")
     node: Any = values
     for parent in parents:
@@ -105,7 +124,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict | list):
             raise ConfigError(f"'{override}': '{parent}' is {child!r} in the file, not a section")
         node = child
-    node[_place(node, key, override)] = _parse(text, f"'{override}'")
+    node[_place(node, key, override)] = value
 
 
 def _place(node: Any, part: str, override: str) -> Any:

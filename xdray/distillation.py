@@ -22,6 +22,7 @@ from xdray.learning import (
     finetune,
     finished_student,
     learn,
+    lesson_base,
 )
 from xdray.planning import check_plan
 from xdray.report import loading_example, model_card, summary_table, write_report
@@ -158,20 +159,13 @@ def make_lesson(
 ) -> Lesson:
     """Name all that a student is made from. control: "" the student, else its folder's name."""
     config = settled(run)
-    training = config.training.model_dump(mode="json")
-    for name in ("workers", "checkpoint_seconds", "max_failures"):
-        training.pop(name)  # how, not what
-    base = {
-        "student": config.student.model_dump(mode="json"),
-        "training": training,
-        "metric": config.evaluation.metric,
-        "max_length": config.tokens.max_length,
-        "tokenizer": tokenizer_fingerprint(load_tokenizer(str(start))),
-        "targets": targets.transfer.fingerprint,
-        "data": corpus.fingerprint,
-        "labels": corpus.labels.tags,
-        "seed": config.run.seed,
-    }
+    base = lesson_base(
+        config,
+        tokenizer=tokenizer_fingerprint(load_tokenizer(str(start))),
+        targets=targets.transfer.fingerprint,
+        data=corpus.fingerprint,
+        labels=corpus.labels.tags,
+    )
     other = config.run.start_from
     return Lesson(
         config=config,

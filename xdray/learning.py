@@ -26,6 +26,7 @@ from xdray.evaluation import entity_scores
 from xdray.labels import LabelSet
 from xdray.learner import Learner
 from xdray.sessions import Session
+from xdray.stage_files import load_last
 from xdray.stages import Stage, chain_keys
 from xdray.student import Student, build_student
 from xdray.targets import TargetView, hidden_part
@@ -40,6 +41,7 @@ from xdray.teacher import TeacherLearner
 from xdray.tokens import load_tokenizer, pad_id_of
 from xdray.training import Training, run_stages
 
+OnEpoch = Callable[[dict[str, Any]], None]
 SCORING_TOKENS = 4096
 """Tokens of a batch when scoring, padding included."""
 
@@ -63,6 +65,28 @@ class Lesson:
     """Finished stages and checkpoints are kept under it."""
     start_from: str | None
     threads: int
+    quiet: bool = False
+    """Only the log file is told."""
+
+
+def lesson_base(
+    config: Config, *, tokenizer: str, targets: str, data: str, labels: Sequence[str]
+) -> dict[str, Any]:
+    """Return a lesson's `base`. tokenizer (the student's), targets, data: fingerprints."""
+    training = config.training.model_dump(mode="json")
+    for name in ("workers", "checkpoint_seconds", "max_failures"):
+        training.pop(name)  # how, not what
+    return {
+        "student": config.student.model_dump(mode="json"),
+        "training": training,
+        "metric": config.evaluation.metric,
+        "max_length": config.tokens.max_length,
+        "tokenizer": tokenizer,
+        "targets": targets,
+        "data": data,
+        "labels": labels,
+        "seed": config.run.seed,
+    }
 
 
 class LabelledSource:
@@ -161,7 +185,9 @@ class Scorer:
         )
 
 
-def learn(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
+def learn(
+    lesson: Lesson, session: Session, on_epoch: OnEpoch | None = None
+) -> list[dict[str, Any]]:
     """Train one student through the lesson's stages; returns a row a stage."""
     config, labels = lesson.config, LabelSet(lesson.labels)
     tokenizer = load_tokenizer(lesson.start)
@@ -186,7 +212,7 @@ def learn(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
             plan, stage.layers, pad_id_of(tokenizer), mapping, session.rank, session.world_size
         )
 
-    return _run(lesson, session, student, tokenizer, labels, plan_of)
+    return _run(lesson, session, student, tokenizer, labels, plan_of, on_epoch)
 
 
 def finetune(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
@@ -211,6 +237,7 @@ def _run(
     tokenizer: PreTrainedTokenizerFast,
     labels: LabelSet,
     plan_of: Callable[[Stage, str, LabelledSource], Loader],
+    on_epoch: OnEpoch | None = None,
 ) -> list[dict[str, Any]]:
     if session.device == "cpu":
         torch.set_num_threads(lesson.threads)
@@ -219,7 +246,7 @@ def _run(
     train = LabelledSource(train_tokens)
     dev = read_labelled(config.data.dev, config.data.scheme, labels, "dev").sentences
     log_file = Path(config.run.folder) / "log.txt" if session.rank == 0 else None
-    console = Console(log_file, quiet=session.rank > 0)
+    console = Console(log_file, quiet=lesson.quiet or session.rank > 0)
 
     def loaders(stage: Stage) -> Mapping[str, Loader]:
         return {split: plan_of(stage, split, train) for split in stage.splits}
@@ -239,6 +266,7 @@ def _run(
             start_from=None if lesson.start_from is None else Path(lesson.start_from),
             session=session,
             console=console,
+            on_epoch=on_epoch,
         )
         return run_stages(learner, training)
 
@@ -294,6 +322,5 @@ def control_epochs(lesson: Lesson, rows: Sequence[Mapping[str, Any]], loss: str)
 def finished_student(lesson: Lesson, tokenizer: PreTrainedTokenizerFast) -> Student:
     """Build the student of a lesson with the weights of its last stage."""
     student = start_student(lesson, tokenizer)
-    last = sorted(Path(lesson.folder).glob("[0-9]*/stage.json"))[len(lesson.stages) - 1]
-    student.load_state_dict(load_file(last.parent / "student.safetensors"))
+    load_last(student, Path(lesson.folder), len(lesson.stages))
     return student.eval()

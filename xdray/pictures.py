@@ -85,7 +85,7 @@ def draw_all(report: Report) -> dict[str, str]:
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
             figure = draw(report)
             if figure is not None:
-                found[name] = _to_svg(figure)
+                found[name] = to_svg(figure)
     return found
 
 
@@ -98,13 +98,14 @@ def inline(svg: str, label: str) -> str:
     return svg
 
 
-def _to_svg(figure: "Figure") -> str:
+def to_svg(figure: "Figure") -> str:
+    """Return a figure's SVG, the same for the same figure."""
     stream = StringIO()
     figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
     return stream.getvalue()
 
 
-def _figure(rows: int, columns: int, width: float, height: float, **settings: Any) -> Any:
+def new_figure(rows: int, columns: int, width: float, height: float, **settings: Any) -> Any:
     """Return a figure and its axes, without pyplot's state."""
     from matplotlib.figure import Figure
 
@@ -121,7 +122,7 @@ def _draw_languages(report: Report) -> "Figure | None":
     sizes = [len(languages), max(len(types), 1)]
     height = 1.3 + 0.23 * sum(sizes)
     ratios = {"height_ratios": [size + 1.0 for size in sizes]}
-    figure, axes = _figure(2, 1, 8.6, height, sharex=True, gridspec_kw=ratios)
+    figure, axes = new_figure(2, 1, 8.6, height, sharex=True, gridspec_kw=ratios)
     _dots(axes[0, 0], languages, systems, lambda s, n: language_score(report, s, n))
     axes[0, 0].set_title("by language, most of the teacher's kept first", loc="left", fontsize=9)
     axes[0, 0].tick_params(labelbottom=True)
@@ -158,7 +159,7 @@ def _draw_curves(report: Report) -> "Figure | None":
     stages = [row for row in at(report, "stages") or [] if row.get("history")]
     if not stages:
         return None
-    figure, axes = _figure(2, 1, 10, 5.4, sharex=True, gridspec_kw={"height_ratios": [3, 2]})
+    figure, axes = new_figure(2, 1, 10, 5.4, sharex=True, gridspec_kw={"height_ratios": [3, 2]})
     upper, lower = axes[:, 0]
     names = list(dict.fromkeys(name for row in stages for name in row["history"][0]["terms"]))
     first, metric = 0, metric_of(report)
@@ -249,7 +250,7 @@ def _draw_sizes(report: Report) -> "Figure | None":
     systems = [s for s in ("teacher", "student") if body(report, s) is not None]
     if not systems:
         return None
-    figure, axes = _figure(1, 1, 5, 1.7)
+    figure, axes = new_figure(1, 1, 5, 1.7)
     panel = axes[0, 0]
     for position, system in enumerate(systems):
         inner, whole = body(report, system) or 0, at(report, f"{system}.parameters")
@@ -268,7 +269,7 @@ def _draw_latency(report: Report) -> "Figure | None":
     systems = [s for s in ("teacher", "student") if at(report, f"latency_ms.{s}")]
     if not systems:
         return None
-    figure, axes = _figure(1, 2, 5, 1.7)
+    figure, axes = new_figure(1, 2, 5, 1.7)
     for panel, batch in zip(axes[0], ("batch_1", "batch_32"), strict=True):
         longest = 0.0
         for position, system in enumerate(systems):

@@ -41,13 +41,7 @@ def check_plan(config: Config) -> ModelHeader:
     """
     name = config.teacher.model or (config.teacher.finetune and config.teacher.finetune.encoder)
     header = read_header(str(name))
-    plan_stages(config, header.num_layers)
-    if config.student.embedding_init == "svd" and config.student.embedding > header.embedding_width:
-        raise ConfigError(
-            f"student.embedding = {config.student.embedding} is wider than the teacher's own "
-            f"embeddings ({header.embedding_width}), whose SVD it starts from; narrow it, or set "
-            "student.embedding_init: random"
-        )
+    check_student(config, header)
     if header.max_positions is not None and config.tokens.max_length > header.max_positions:
         raise ConfigError(
             f"tokens.max_length = {config.tokens.max_length}: the teacher reads at most "
@@ -57,6 +51,17 @@ def check_plan(config: Config) -> ModelHeader:
     _check_files(config.data)
     plan_resources(config, None)
     return header
+
+
+def check_student(config: Config, header: ModelHeader) -> None:
+    """Raise ConfigError for stages and embeddings that this teacher cannot serve."""
+    plan_stages(config, header.num_layers)
+    if config.student.embedding_init == "svd" and config.student.embedding > header.embedding_width:
+        raise ConfigError(
+            f"student.embedding = {config.student.embedding} is wider than the teacher's own "
+            f"embeddings ({header.embedding_width}), whose SVD it starts from; narrow it, or set "
+            "student.embedding_init: random"
+        )
 
 
 def _check_files(data: DataConfig) -> None:

@@ -3,14 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group
 from rich.markup import escape as escape_markup
 from rich.table import Table
-from ruamel.yaml import YAML
 
 from xdray.figures import (
     KEPT,
@@ -40,42 +38,10 @@ from xdray.figures import (
     text_table,
     times,
 )
-from xdray.pictures import PALETTE, draw_all, inline
+from xdray.pages import details, fold, page, soft, table, tile
+from xdray.pictures import draw_all, inline
 
 LANGUAGES_SHOWN = 12  # on a terminal
-LIGHT, DARK = (
-    "".join(f"--{name}:{colours[side]};" for name, colours in PALETTE.items()) for side in (0, 1)
-)
-STYLE = (
-    f""":root{{{LIGHT}--soft:#5b6470;--panel:#f5f6f8;color-scheme:light dark}}
-@media(prefers-color-scheme:dark){{:root{{{DARK}--soft:#9aa4b1;--panel:#1f242a}}}}
-"""
-    + """
-*{box-sizing:border-box}
-body{margin:0 auto;padding:2.5rem 1.5rem 4rem;max-width:66rem;color:var(--ink);
-background:var(--paper);font:15px/1.5 system-ui,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-h1{font-size:1.6rem;line-height:1.25;margin:0 0 .3rem;overflow-wrap:anywhere}
-h2{font-size:1.15rem;margin:2.6rem 0 .7rem}
-p{margin:.4rem 0}.soft{color:var(--soft)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(13rem,1fr));gap:.8rem;
-margin:1.4rem 0}
-.tile{background:var(--panel);border-radius:10px;padding:.9rem 1.1rem}
-.tile b{display:block;font-size:1.6rem;line-height:1.3;color:var(--student)}
-.tile span{display:block;font-size:.85rem;color:var(--soft)}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(24rem,1fr));gap:1rem}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%}
-th,td{padding:.32rem .7rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
-th{font-weight:600;font-size:.85rem;color:var(--soft)}
-th:first-child,td:first-child{text-align:left}
-.steps th:nth-child(2),.steps td:nth-child(2){text-align:left}
-.text th,.text td{text-align:left;overflow-wrap:anywhere}.text td:first-child{width:14rem}
-tbody tr:hover{background:var(--panel)}
-svg{width:100%;height:auto;display:block}svg text{font-family:inherit!important}
-summary{cursor:pointer;margin:.6rem 0}
-pre{background:var(--panel);border-radius:10px;padding:1rem;overflow-x:auto;font-size:.85rem}
-"""
-)
 
 
 def write_report(folder: Path, report: Report) -> Path:
@@ -243,38 +209,32 @@ def _page(report: Report, pictures: Mapping[str, str]) -> str:
     facts = [at(report, "created"), at(report, "run_dir"), f"xdray {at(report, 'version')}"]
     facts.append(f"took {seconds(at(report, 'seconds'))}")
     length = at(report, "config.evaluation.latency_length") or NONE
-    languages = _table(*language_table(report, languages_of(report)))
+    languages = table(*language_table(report, languages_of(report)))
     parts = [
         f"<h1>{escape(name)}</h1>",
-        _soft(", ".join(str(fact) for fact in facts if fact)),
-        f"<div class=tiles>{''.join(_tile(*texts) for texts in _tiles(report))}</div>",
-        _soft(
+        soft(", ".join(str(fact) for fact in facts if fact)),
+        f"<div class=tiles>{''.join(tile(*texts) for texts in _tiles(report))}</div>",
+        soft(
             "Teacher: the big model. Student: the small one, distilled from it. No teacher: the "
             "same student trained on the labels alone, its own best dev state. One code scores all "
             "on the same test sentences, read once, after every choice was made on dev. In "
             "brackets: 95 % intervals, paired bootstrap over the test sentences."
         ),
-        "<h2>Summary</h2>" + _table(*comparison(report)),
-        _soft(f"Latency: {length} tokens a sentence, float32, in turns; {machine_name(report)}."),
+        "<h2>Summary</h2>" + table(*comparison(report)),
+        soft(f"Latency: {length} tokens a sentence, float32, in turns; {machine_name(report)}."),
         "<h2>Scores by language</h2>" + pictures.get("languages", ""),
-        _fold("Table", languages) if len(languages_of(report)) > LANGUAGES_SHOWN else languages,
+        fold("Table", languages) if len(languages_of(report)) > LANGUAGES_SHOWN else languages,
         "<h2>Learning curves</h2>" + pictures.get("curves", ""),
-        _table(*step_table(report), kind="steps"),
+        table(*step_table(report), kind="steps"),
         "<h2>Size and latency</h2><div class=pair>"
         f"<div>{pictures.get('sizes', '')}</div><div>{pictures.get('latency', '')}</div></div>",
-        "<h2>Text</h2>" + _table(*text_table(report), kind="text"),
+        "<h2>Text</h2>" + table(*text_table(report), kind="text"),
         "<h2>The teacher's targets</h2>"
-        + _table(*fact_table(report, "targets", "evaluation", "agreement"), kind="text"),
-        "<h2>Machine</h2>" + _table(*fact_table(report, "machine"), kind="text"),
-        *(_details(title, at(report, title)) for title in ("config", "plan")),
+        + table(*fact_table(report, "targets", "evaluation", "agreement"), kind="text"),
+        "<h2>Machine</h2>" + table(*fact_table(report, "machine"), kind="text"),
+        *(details(title, at(report, title)) for title in ("config", "plan")),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(name)}</title><style>{STYLE}</style></head><body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    return page(name, parts)
 
 
 def _tiles(report: Report) -> list[tuple[str, str, str]]:
@@ -306,37 +266,3 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
             batch_32 if timed else "",
         ),
     ]
-
-
-def _tile(figure: str, of: str, more: str) -> str:
-    spans = f"<span>{escape(of)}</span><span>{escape(more)}</span>"
-    return f"<div class=tile><b>{escape(figure)}</b>{spans}</div>"
-
-
-def _soft(text: str) -> str:
-    return f'<p class="soft">{escape(text)}</p>'
-
-
-def _table(head: Sequence[str], rows: Rows, kind: str = "") -> str:
-    if not rows:
-        return _soft("Nothing recorded.")
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
-    body = "".join(f"<tr>{row}</tr>" for row in cells)
-    table = f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class=wide><table class="{kind}">{table}</table></div>'
-
-
-def _details(title: str, value: Any) -> str:
-    if value is None:
-        return ""
-    stream = StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.dump(value, stream)
-    return _fold(title.capitalize(), f"<pre>{escape(stream.getvalue())}</pre>")
-
-
-def _fold(title: str, content: str) -> str:
-    return f"<details><summary>{title}</summary>{content}</details>"

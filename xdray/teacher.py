@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
 
@@ -22,6 +21,7 @@ from xdray.errors import ClusterError, ConfigError
 from xdray.header import resolve_model
 from xdray.labels import LabelSet
 from xdray.learner import Learner, quiet_transformers
+from xdray.stage_files import load_last
 from xdray.storage import fingerprint_files
 from xdray.tokens import load_tokenizer
 
@@ -297,9 +297,8 @@ def save_finetuned(
 
     The folder appears whole, by rename, in place of an older one.
     """
-    last = max(finetuning.glob("[0-9]*/stage.json")).parent
     learner = TeacherLearner.from_encoder(encoder, labels, 0, fresh)
-    learner.load_state_dict(load_file(last / "student.safetensors"))
+    load_last(learner, finetuning, 1)
     partial = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     with quiet_transformers():

@@ -4,7 +4,6 @@
 the `Session` it is handed. steps.py takes the single step.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from xdray.batches import Batch, Loader
@@ -21,9 +19,9 @@ from xdray.config import TrainingConfig
 from xdray.console import Console
 from xdray.learner import Learner
 from xdray.sessions import Session
+from xdray.stage_files import load_stage, save_stage, stage_folder
 from xdray.stages import Stage
 from xdray.steps import Stepper, learning_rate
-from xdray.storage import write_bytes_atomic
 
 Scores = dict[str, Any]
 Score = Callable[[Learner], Scores]
@@ -66,6 +64,9 @@ class Training:
     """Another run's folder of stages that may serve."""
     session: Session
     console: Console
+    on_epoch: Callable[[dict[str, Any]], None] | None = None
+    """Told after each epoch: stage, epoch, done (share of all planned epochs), dev (Scores; None
+    while no head is trained)."""
 
 
 def run_stages(student: Learner, training: Training) -> list[dict[str, Any]]:
@@ -82,43 +83,25 @@ def run_stages(student: Learner, training: Training) -> list[dict[str, Any]]:
         if row is None:
             row = _StageRun(student, training, index).run()
             if session.rank == 0:
-                _save_stage(student, training.folder / _folder_name(index, stage), row)
+                save_stage(student, training.folder / stage_folder(index, stage), row)
             _rank_0_says(True, session)  # it is on the disk
         rows.append(row)
     return rows
 
 
-def _folder_name(index: int, stage: Stage) -> str:
-    return f"{index + 1:02}-{stage.name.replace(' ', '')}"
-
-
 def _finished(student: Learner, training: Training, index: int, key: str) -> dict[str, Any] | None:
     """Load stage `index` if it was finished here, or in the run to start from, under this key."""
-    name = _folder_name(index, training.stages[index])
+    stage = training.stages[index]
+    name = stage_folder(index, stage)
     for folder in (training.folder, training.start_from):
-        path = None if folder is None else folder / name / "stage.json"
-        if path is None or not path.is_file():
+        row = None if folder is None else load_stage(student, folder / name, key)
+        if row is None:
             continue
-        row = json.loads(path.read_text(encoding="utf-8"))
-        if row["key"] != key:
-            continue
-        student.load_state_dict(load_file(path.parent / "student.safetensors"))
         if folder != training.folder and training.session.rank == 0:
-            _save_stage(student, training.folder / name, row)
-        stage = training.stages[index].name
-        training.console.say(f"stage {stage}: finished before, taken from {path.parent}")
+            save_stage(student, training.folder / name, row)
+        training.console.say(f"stage {stage.name}: finished before, taken from {folder}")
         return row
     return None
-
-
-def _save_stage(student: Learner, folder: Path, row: dict[str, Any]) -> None:
-    """Weights first, then the row that says they are whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "stage.json").unlink(missing_ok=True)
-    partial = folder / "student.safetensors.partial"
-    save_file({k: v.cpu().contiguous() for k, v in student.state_dict().items()}, partial)
-    partial.replace(folder / "student.safetensors")
-    write_bytes_atomic(str(folder / "stage.json"), json.dumps(row, indent=1).encode())
 
 
 class _StageRun:
@@ -265,6 +248,23 @@ class _StageRun:
         progress.epoch, progress.step = progress.epoch + 1, 0
         self.stepper.clear()
         self._save_if_due()
+        self._tell_epoch()
+
+    def _tell_epoch(self) -> None:
+        training, stage = self.training, self.stage
+        if training.on_epoch is None:
+            return
+        planned = [its.epochs for its in training.stages]
+        dev = training.score(self.student) if stage.trains_head else None
+        self._tick()
+        training.on_epoch(
+            {
+                "stage": stage.name,
+                "epoch": self.progress.epoch,
+                "done": (sum(planned[: self.index]) + self.progress.epoch) / sum(planned),
+                "dev": dev,
+            }
+        )
 
     def _held_out_loss(self) -> float:
         """The stage's loss on the held-out transfer sentences of all ranks."""

@@ -1,0 +1,186 @@
+"""One trial of a search: from the values of its fields to a scored student; and all of them.
+
+A trial is a folder: trial.json (fields, costs, status, score), reports.jsonl (a line an epoch),
+stages/ and log.txt as in a run. Trials share the start and the targets of their search.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xdray.config import Config
+from xdray.evaluation import measure_latency, num_parameters
+from xdray.learning import Lesson, learn, lesson_base, start_student
+from xdray.sessions import LocalSession
+from xdray.space import Fields, trial_config, trial_id
+from xdray.stages import plan_stages
+from xdray.storage import fingerprint, write_bytes_atomic
+from xdray.tokens import load_tokenizer
+
+BYTES_PER_PARAMETER = 4  # weights are saved in float32
+ENDED = ("finished", "stopped", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What all trials of a search share. Picklable."""
+
+    config: Config
+    """Of the search, `training.autocast` worked out."""
+    labels: tuple[str, ...]
+    num_teacher_layers: int
+    teacher_width: int
+    targets: str
+    """Fingerprint of what the teacher said."""
+    data: str
+    """Fingerprint of train and dev."""
+    starts: Mapping[str, tuple[str, str]]
+    """`start_key` of a trial's config to its start's folder, and its tokenizer's fingerprint."""
+    threads: int
+
+    def folder(self, fields: Fields) -> Path:
+        """Folder of a trial."""
+        return Path(self.config.run.folder) / "trials" / trial_id(fields)
+
+    def lesson(self, fields: Fields) -> Lesson:
+        """All that the student of a trial is made from."""
+        config = trial_config(self.config, fields)
+        folder = self.folder(fields)
+        start, tokenizer = self.starts[start_key(config)]
+        base = lesson_base(
+            config, tokenizer=tokenizer, targets=self.targets, data=self.data, labels=self.labels
+        )
+        run = config.run.model_copy(update={"folder": str(folder)})
+        return Lesson(
+            config=config.model_copy(update={"run": run}),
+            labels=self.labels,
+            stages=tuple(plan_stages(config, self.num_teacher_layers)),
+            base=base,
+            start=start,
+            view=self.config.run.folder,
+            teacher_width=self.teacher_width,
+            folder=str(folder / "stages"),
+            start_from=None,
+            threads=self.threads,
+            quiet=True,
+        )
+
+
+def start_key(config: Config) -> str:
+    """Name what two trials must have alike to start from the same files."""
+    return f"{config.student.embedding_init}-{config.student.embedding}"
+
+
+def shape_key(config: Config) -> str:
+    """Name what two students must have alike to cost the same."""
+    return fingerprint(
+        config.student.model_dump(mode="json", exclude={"dropout", "embedding_init"})
+    )
+
+
+def student_costs(lesson: Lesson, latency: bool) -> dict[str, Any]:
+    """Parameters, bytes and, if asked, the median forward pass in ms at batch 1 and 32."""
+    tokenizer = load_tokenizer(lesson.start)
+    student = start_student(lesson, tokenizer).eval()
+    parameters, embedding = num_parameters(student.model)
+    model: Any = student.model
+    costs: dict[str, Any] = {
+        "parameters": parameters,
+        "embedding_parameters": embedding,
+        "bytes": parameters * BYTES_PER_PARAMETER,
+        "latency_ms": None,
+        "latency_ms_32": None,
+    }
+    if latency:
+        device = LocalSession(None).device
+        model.to(device)
+
+        def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode():
+                return model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+        timed = measure_latency(
+            {"student": forward},
+            {"student": len(tokenizer)},
+            length=lesson.config.evaluation.latency_length,
+            device=device,
+            seed=0,
+            budget_seconds=0.5,
+        )["student"]
+        costs["latency_ms"] = timed["batch_1"]["median"]
+        costs["latency_ms_32"] = timed["batch_32"]["median"]
+    return costs
+
+
+def run_trial(
+    course: Course, fields: Fields, report: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Train the student of a trial in this process; returns its end, which is in trial.json too.
+
+    report: told after each epoch that had a score on dev: score, done (share of planned epochs). An
+    error ends the trial, not the search: it is in the result.
+    """
+    started = time.monotonic()
+    folder = course.folder(fields)
+    metric = course.config.evaluation.metric
+
+    def on_epoch(told: dict[str, Any]) -> None:
+        if told["dev"] is None:
+            return
+        line = {
+            "stage": told["stage"],
+            "epoch": told["epoch"],
+            "done": round(told["done"], 4),
+            "score": told["dev"][metric],
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        with (folder / "reports.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        report(line)
+
+    try:
+        lesson = course.lesson(fields)
+        rows = learn(lesson, LocalSession(folder / "stages"), on_epoch)
+        scored = [row["dev"] for row in rows if row["dev"]]
+        end: dict[str, Any] = {
+            "status": "finished",
+            "score": scored[-1][metric] if scored else None,
+            "training_seconds": round(sum(row["seconds"] for row in rows), 2),
+            "steps": sum(row["steps"] for row in rows),
+        }
+    except Exception as error:
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        end = {"status": "failed", "score": None, "error": message}
+    end["seconds"] = round(time.monotonic() - started, 2)
+    return write_trial(folder, fields, end)
+
+
+def write_trial(folder: Path, fields: Fields, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Write trial.json, what it said before kept; returns all of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "trial.json"
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    trial = {**old, "id": folder.name, "fields": fields, **more}
+    write_bytes_atomic(str(path), json.dumps(trial, indent=1).encode())
+    return trial
+
+
+def read_trials(folder: Path) -> list[dict[str, Any]]:
+    """Return all trials of a search's folder, with their `reports`, in the order of starts."""
+    trials: list[dict[str, Any]] = []
+    for path in folder.glob("trials/*/trial.json"):
+        trial = json.loads(path.read_text(encoding="utf-8"))
+        reports = path.with_name("reports.jsonl")
+        lines = reports.read_text(encoding="utf-8").splitlines() if reports.is_file() else []
+        trials.append({**trial, "reports": [json.loads(line) for line in lines]})
+    return sorted(trials, key=lambda trial: trial["number"])
+
+
+def objectives_of(trial: Mapping[str, Any], objectives: Sequence[str]) -> list[float]:
+    """Return a finished trial's figures in the order of the objectives."""
+    return [trial["score"] if name == "score" else trial["costs"][name] for name in objectives]
