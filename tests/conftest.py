@@ -24,6 +24,8 @@ from typing import Any
 
 import pytest
 
+from xdray.config import Config
+from xdray.configfile import make_config
 from xdray.labels import LabelSet, label_set_of
 from xdray.sample import tiny_corpus
 
@@ -32,6 +34,7 @@ VOCABULARY = 400
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
 
 MakeTeacher = Callable[..., Path]
+MakeConfig = Callable[..., Config]
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +102,39 @@ def make_teacher(
 def tiny_teacher(make_teacher: MakeTeacher) -> Path:
     """Folder of a 2-layer BERT tagger with random weights and a WordPiece tokenizer."""
     return make_teacher("bert")
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A targets store that all runs share."""
+    return tmp_path_factory.mktemp("targets")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_text: Path, tiny_teacher: Path, store: Path) -> MakeConfig:
+    """Return a maker of small configs: tiny(folder, section={...})."""
+
+    def make(folder: str, **sections: Any) -> Config:
+        def labelled(split: str) -> dict[str, str]:
+            return {"path": f"{tiny_text}/{split}/*.conll", "language": "{stem}"}
+
+        values: dict[str, Any] = {
+            "run": {"folder": str(tmp_path / folder)},
+            "data": {split: labelled(split) for split in ("train", "dev", "test")},
+            "tokens": {"max_length": 48},
+            "teacher": {"model": str(tiny_teacher)},
+            "targets": {"store": str(store), "shard_sentences": 32},
+            "student": {"embedding": 8, "hidden": 8},
+            "training": {"epochs": 2, "batch_tokens": 256, "autocast": "none"},
+            "evaluation": {"bootstrap": 50},
+            "cluster": {"threads": 1, "num_cpus": 2},
+        }
+        values["data"]["transfer"] = {"path": f"{tiny_text}/transfer/*.txt", "language": "{stem}"}
+        for name, section in sections.items():
+            values[name] = {**values.get(name, {}), **section}
+        return make_config(values, "test")
+
+    return make
 
 
 @pytest.fixture(scope="session")

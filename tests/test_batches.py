@@ -8,15 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xdray.batches import (
-    BatchPlan,
-    Loader,
-    Tokens,
-    collate,
-    is_held_out,
-    token_budget_batches,
-)
+from xdray.batches import BatchPlan, Loader, Tokens, collate, id_draws
 from xdray.labels import IGNORE_INDEX
+from xdray.padding import token_budget_batches
 
 
 class Table:
@@ -147,9 +141,23 @@ def test_held_out_sentences_are_never_trained_on():
 
 
 def test_held_out_is_decided_by_the_id_alone():
-    longer, shorter = is_held_out("abc", 500, 0.1), is_held_out("abc", 100, 0.1)
+    longer, shorter = id_draws("abc", 500), id_draws("abc", 100)
     assert longer[:100].tolist() == shorter.tolist()
-    assert is_held_out("abd", 500, 0.1).tolist() != longer.tolist()
+    assert id_draws("abd", 500).tolist() != longer.tolist()
+
+
+def test_a_smaller_share_is_part_of_a_larger_one_and_held_out_sentences_stay_the_same():
+    shards = Shards([[3, 5, 4] * 100, [6] * 200])
+    seen, held = {}, set()
+    for share in (0.25, 0.5, 1.0):
+        plan = BatchPlan(shards, 60, 2, seed=0, held_out=0.1, share=share)
+        seen[share] = {
+            pair for _, batches in plan.windows(0) for batch in batches for pair in batch
+        }
+        held.add(str(plan.held_out_rows()))
+    assert seen[0.25] < seen[0.5] < seen[1.0]
+    assert len(held) == 1
+    assert 0.4 < len(seen[0.5]) / len(seen[1.0]) < 0.6
 
 
 def test_first_tokens_of_words_are_marked_across_sentences():

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from xdray.config import Config
+from xdray.config_search import SearchConfig
 from xdray.configfile import changed_fields, dump_config, load_config
 from xdray.errors import ConfigError
 
@@ -147,7 +148,9 @@ def test_every_field_says_what_it_means():
 
 def test_the_keys_of_the_config_are_a_decision():
     sections = {
-        name: " ".join(sorted(field.annotation.model_fields))  # type: ignore[union-attr]
+        name: " ".join(
+            sorted((SearchConfig if name == "search" else field.annotation).model_fields)  # type: ignore[union-attr]
+        )
         for name, field in Config.model_fields.items()
     }
     expected = {
@@ -163,10 +166,14 @@ def test_the_keys_of_the_config_are_a_decision():
         "recipe": "distance layer name new_head overrides stages temperature",
         "training": (
             "accumulation autocast batch_tokens checkpoint_seconds clip epochs final_rate "
-            "held_out learning_rate max_failures partial_epochs patience schedule warmup "
-            "weight_decay window_shards workers"
+            "held_out learning_rate max_failures partial_epochs patience schedule train_share "
+            "transfer_share warmup weight_decay window_shards workers"
         ),
         "evaluation": "baseline bootstrap hard_labels latency latency_length metric",
         "cluster": "max_resources num_cpus num_gpus object_store_gib threads",
+        "search": (
+            "algorithm concurrent early_stopping gpus_per_trial grace max_bytes max_latency_ms "
+            "max_parameters objectives reduction retrain space trials"
+        ),
     }
     assert sections == expected

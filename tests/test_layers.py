@@ -30,6 +30,7 @@ ROWS = (
         "sessions",
         "figures",
         "sampling",
+        "padding",
     ),
     (
         "configfile",
@@ -48,8 +49,8 @@ ROWS = (
     ("training", "evaluation", "annotator", "starts"),
     ("learning", "annotation", "planning", "prediction", "report"),
     ("assessment", "trials", "search_report"),
-    ("distillation",),
-    ("search", "export", "benchmark"),
+    ("distillation", "trial_pool"),
+    ("search", "search_plan", "export", "benchmark"),
     ("cli",),
     ("__main__",),
 )

@@ -17,46 +17,13 @@ from safetensors.torch import load_file
 
 from xdray.assessment import evaluate_model, summary
 from xdray.config import Config
-from xdray.configfile import dump_config, make_config
+from xdray.configfile import dump_config
 from xdray.distillation import distill, finetune_only
 from xdray.errors import ConfigError
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parent.parent
 MakeConfig = Callable[..., Config]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A targets store shared by the runs of this file."""
-    return tmp_path_factory.mktemp("targets")
-
-
-@pytest.fixture
-def tiny(tmp_path: Path, tiny_text: Path, tiny_teacher: Path, store: Path) -> MakeConfig:
-    """Return a maker of small configs: tiny(folder, section={...})."""
-
-    def make(folder: str, **sections: Any) -> Config:
-        def labelled(split: str) -> dict[str, str]:
-            return {"path": f"{tiny_text}/{split}/*.conll", "language": "{stem}"}
-
-        values: dict[str, Any] = {
-            "run": {"folder": str(tmp_path / folder)},
-            "data": {split: labelled(split) for split in ("train", "dev", "test")},
-            "tokens": {"max_length": 48},
-            "teacher": {"model": str(tiny_teacher)},
-            "targets": {"store": str(store), "shard_sentences": 32},
-            "student": {"embedding": 8, "hidden": 8},
-            "training": {"epochs": 2, "batch_tokens": 256, "autocast": "none"},
-            "evaluation": {"bootstrap": 50},
-            "cluster": {"threads": 1, "num_cpus": 2},
-        }
-        values["data"]["transfer"] = {"path": f"{tiny_text}/transfer/*.txt", "language": "{stem}"}
-        for name, section in sections.items():
-            values[name] = {**values.get(name, {}), **section}
-        return make_config(values, "test")
-
-    return make
 
 
 def _student_weights(folder: str) -> dict[str, torch.Tensor]:

@@ -167,14 +167,16 @@ def test_a_damaged_view_is_named(view: TargetView, tmp_path: Path, spoil: str) -
         TargetView.load(tmp_path)
 
 
-def test_views_of_other_shards_parts_or_stores_have_other_fingerprints(store: TargetStore) -> None:
+def test_views_of_other_shards_have_other_fingerprints_whatever_parts_they_show(
+    store: TargetStore,
+) -> None:
     shards = [(shard.shard_id, shard.rows) for shard in SHARDS]
     names = {
         store.view(chosen, parts).fingerprint
         for chosen in (shards, shards[:2], shards[::-1])
         for parts in (["logits"], ["logits", HIDDEN])
     }
-    assert len(names) == 6
+    assert len(names) == 3
 
 
 def test_stores_are_listed_with_identity_and_parts(store: TargetStore) -> None:

@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xdray.batches import pad, token_budget_batches
 from xdray.corpus import Sentence, read_shard
 from xdray.errors import TargetsError
 from xdray.labels import LabelSet
+from xdray.padding import pad, token_budget_batches
 from xdray.parts import CODECS, LOGITS, PartFile, layer_and_codec
 from xdray.targets import AnnotateTask, TargetStore
 from xdray.teacher import DTYPES, load_teacher, teacher_fingerprint

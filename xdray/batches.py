@@ -8,7 +8,7 @@ step. B sentences in a batch, T tokens, N kept tokens, W teacher width, C classe
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xdray.labels import IGNORE_INDEX
+from xdray.padding import pad, token_budget_batches
 
 HELD_OUT_LIMIT = 10_000
 """Sentences held out at most, so that the held-out set stays in memory whatever the corpus."""
@@ -105,58 +106,6 @@ class Batch:
         )
 
 
-def token_budget_batches(
-    lengths: NDArray[np.int64], budget: int, multiple: int = 1
-) -> list[NDArray[np.int64]]:
-    """Cut sentences, sorted by length, into batches of at most `budget` tokens, padding included.
-
-    A sentence longer than the budget is a batch of its own. Ties keep their order. A batch that is
-    at least half full also ends where the next sentence is longer: batches of one length need no
-    padding and no masking, the fast path of a BiLSTM. Larger batches than `multiple` hold one.
-    """
-    order = np.argsort(lengths, kind="stable")
-    ranked = lengths[order]
-    batches: list[NDArray[np.int64]] = []
-    start = 0
-    while start < len(order):
-        stop = _batch_end(ranked, start, budget)
-        if stop - start > multiple and stop < len(order):
-            stop -= (stop - start) % multiple
-        batches.append(order[start:stop])
-        start = stop
-    return batches
-
-
-def _batch_end(ranked: NDArray[np.int64], start: int, budget: int) -> int:
-    """End of the batch that begins at `start` of the lengths in ascending order."""
-    shortest = max(1, int(ranked[start]))
-    window = ranked[start : start + max(1, budget // shortest)]
-    costs = window * np.arange(1, len(window) + 1)
-    stop = start + max(1, int(np.searchsorted(costs, budget, side="right")))
-    if stop < len(ranked) and ranked[stop - 1] != ranked[start]:
-        same = start + int(np.searchsorted(window[: stop - start], ranked[stop - 1], side="left"))
-        if costs[same - start - 1] * 2 >= budget:
-            return same
-    return stop
-
-
-def pad(
-    ids: NDArray[Any], offsets: NDArray[np.int64], rows: NDArray[np.int64], pad_id: int
-) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
-    """Pad some sentences into (B, T).
-
-    Returns input ids, attention mask, and for each of their tokens in order its index into `ids`.
-    """
-    starts, lengths = offsets[rows], offsets[rows + 1] - offsets[rows]
-    width = int(lengths.max(initial=1))
-    columns = np.arange(width)
-    mask = columns < lengths[:, None]
-    index = (starts[:, None] + columns)[mask]
-    padded = np.full((len(rows), width), pad_id, dtype=np.int64)
-    padded[mask] = ids[index]
-    return torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64)), index
-
-
 def collate(
     tokens: Tokens, rows: NDArray[np.int64], pad_id: int, id_map: NDArray[np.int64] | None
 ) -> Batch:
@@ -216,12 +165,11 @@ def _token_index(offsets: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray
     return np.arange(total) + np.repeat(offsets[rows] - (ends - lengths), lengths)
 
 
-def is_held_out(shard_id: str, rows: int, share: float) -> NDArray[np.bool_]:
-    """(rows,) True on sentences of a shard that are kept for scoring, by the hash of their id."""
-    limit = int(share * 2**32)
+def id_draws(shard_id: str, rows: int) -> NDArray[np.float64]:
+    """(rows,) a number below 1 for each sentence of a shard, by the hash of its id."""
     prefix = zlib.crc32(shard_id.encode())
     hashes = [zlib.crc32(row.to_bytes(4, "little"), prefix) for row in range(rows)]
-    return np.array(hashes, dtype=np.uint64) < limit
+    return np.array(hashes) / 2**32
 
 
 @dataclass(frozen=True)
@@ -233,17 +181,22 @@ class BatchPlan:
     window_shards: int
     seed: int
     held_out: float = 0.0
+    """Share of the sentences that is kept for scoring."""
+    share: float = 1.0
+    """Of the rest, what is learnt from: a smaller share is part of a larger one."""
 
-    def _share(self) -> float:
+    def _held_out(self) -> float:
         total = sum(len(lengths) for lengths in self.source.shard_lengths())
         return min(self.held_out, HELD_OUT_LIMIT / max(1, total))
 
     def _rows(self, shard: int, held_out: bool) -> NDArray[np.int64]:
-        count = len(self.source.shard_lengths()[shard])
-        if not self.held_out:
-            return np.arange(0 if held_out else count)
-        chosen = is_held_out(self.source.shard_ids()[shard], count, self._share())
-        return np.flatnonzero(chosen == held_out)
+        kept = self._held_out()
+        if not kept and self.share == 1:
+            return np.arange(0 if held_out else len(self.source.shard_lengths()[shard]))
+        draws = id_draws(self.source.shard_ids()[shard], len(self.source.shard_lengths()[shard]))
+        if held_out:
+            return np.flatnonzero(draws < kept)
+        return np.flatnonzero((draws >= kept) & (draws < kept + self.share * (1 - kept)))
 
     def windows(self, epoch: int) -> Iterator[tuple[list[int], list[list[tuple[int, int]]]]]:
         """For each window of an epoch its shards, and its batches as lists of (shard, row).

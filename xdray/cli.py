@@ -183,7 +183,14 @@ def _tune(args: argparse.Namespace) -> Result:
 
         return last_line(tune(config, fresh=args.fresh))
 
-    return _with_plan(args, work)
+    if not args.plan:
+        return work(_config(args))
+    from xdray.search_plan import make_search_plan, print_search_plan
+
+    config = _config(args)
+    plan = make_search_plan(config)
+    print_search_plan(plan)
+    return {"plan": plan, "run_dir": config.run.folder}
 
 
 def _evaluate(args: argparse.Namespace) -> Result:

@@ -179,6 +179,11 @@ class TrainingConfig(Section):
     where the processor or GPU multiplies it faster."""
     held_out: float = Field(default=0.02, gt=0, lt=0.5)
     """Share of the transfer sentences, by id hash, on which hidden and logit stages are scored."""
+    transfer_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the transfer sentences that is learnt from, by id hash: a smaller one is part of a
+    larger one. The teacher reads all of them."""
+    train_share: float = Field(default=1.0, gt=0, le=1)
+    """The same for the labelled sentences."""
     window_shards: int = Field(default=8, gt=0)
     """Shards open at once; sentences are shuffled within this window."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)

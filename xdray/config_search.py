@@ -54,7 +54,7 @@ class SearchConfig(Section):
     """asha: trials whose dev score is behind at a rung end there (Li et al. 2020)."""
     grace: float = Field(default=0.25, gt=0, lt=1)
     """Share of its planned epochs that every trial gets."""
-    reduction: int = Field(default=2, gt=1)
+    reduction: int = Field(default=3, gt=1)
     """One in so many goes on from a rung; the next rung is so many times later."""
     concurrent: int | Literal["auto"] = "auto"
     """Trials at once; auto: one for each `cluster.threads` CPUs (null: one CPU) or GPU share."""

@@ -83,6 +83,7 @@ def lesson_base(
         "max_length": config.tokens.max_length,
         "tokenizer": tokenizer,
         "targets": targets,
+        "codec": config.targets.codec,
         "data": data,
         "labels": labels,
         "seed": config.run.seed,
@@ -206,6 +207,7 @@ def learn(
             config.training.window_shards,
             seed=config.run.seed,
             held_out=config.training.held_out if split == "transfer" else 0.0,
+            share=getattr(config.training, f"{split}_share"),
         )
         mapping = id_map if split == "transfer" else None
         return Loader(
@@ -315,7 +317,10 @@ def control_epochs(lesson: Lesson, rows: Sequence[Mapping[str, Any]], loss: str)
     tokenizer = load_tokenizer(lesson.start)
     tokens, _ = labelled_tokens(config, "train", tokenizer, LabelSet(lesson.labels))
     source = LabelledSource(tokens)
-    plan = BatchPlan(source, config.training.batch_tokens, 1, seed=config.run.seed)
+    training = config.training
+    plan = BatchPlan(
+        source, training.batch_tokens, 1, seed=config.run.seed, share=training.train_share
+    )
     return max(config.training.epochs, math.ceil(steps / plan.num_steps(0)))
 
 

@@ -147,8 +147,8 @@ class TargetView:
 
     @property
     def fingerprint(self) -> str:
-        """32 hex characters that name what is looked at, not where it lies."""
-        return fingerprint([self.key, self.parts, self.shard_ids])
+        """32 hex characters that name the sentences and their teacher, not the parts or a place."""
+        return fingerprint([self.key, self.shard_ids])
 
     def save(self, folder: str | Path) -> None:
         """Write it into a folder, targets.json last."""

@@ -15,12 +15,12 @@ import torch
 
 from xdray.config import Config
 from xdray.evaluation import measure_latency, num_parameters
-from xdray.learning import Lesson, learn, lesson_base, start_student
+from xdray.learning import Lesson, learn, lesson_base
 from xdray.sessions import LocalSession
 from xdray.space import Fields, trial_config, trial_id
 from xdray.stages import plan_stages
 from xdray.storage import fingerprint, write_bytes_atomic
-from xdray.tokens import load_tokenizer
+from xdray.student import Student
 
 BYTES_PER_PARAMETER = 4  # weights are saved in float32
 ENDED = ("finished", "stopped", "failed")
@@ -83,10 +83,12 @@ def shape_key(config: Config) -> str:
     )
 
 
-def student_costs(lesson: Lesson, latency: bool) -> dict[str, Any]:
-    """Parameters, bytes and, if asked, the median forward pass in ms at batch 1 and 32."""
-    tokenizer = load_tokenizer(lesson.start)
-    student = start_student(lesson, tokenizer).eval()
+def student_costs(student: Student, length: int | None) -> dict[str, Any]:
+    """Parameters, bytes and, with a length in tokens, the median forward pass in ms at batch 1, 32.
+
+    The student comes back in eval mode, on the device that a run in this process uses.
+    """
+    student.eval()
     parameters, embedding = num_parameters(student.model)
     model: Any = student.model
     costs: dict[str, Any] = {
@@ -96,7 +98,7 @@ def student_costs(lesson: Lesson, latency: bool) -> dict[str, Any]:
         "latency_ms": None,
         "latency_ms_32": None,
     }
-    if latency:
+    if length is not None:
         device = LocalSession(None).device
         model.to(device)
 
@@ -106,8 +108,8 @@ def student_costs(lesson: Lesson, latency: bool) -> dict[str, Any]:
 
         timed = measure_latency(
             {"student": forward},
-            {"student": len(tokenizer)},
-            length=lesson.config.evaluation.latency_length,
+            {"student": int(model.config.vocab_size)},
+            length=length,
             device=device,
             seed=0,
             budget_seconds=0.5,

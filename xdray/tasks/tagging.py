@@ -12,9 +12,10 @@ from seqeval.metrics.sequence_labeling import get_entities
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from xdray.batches import Tokens, pad, token_budget_batches
+from xdray.batches import Tokens
 from xdray.corpus import Sentence
 from xdray.labels import IGNORE_INDEX, OUTSIDE, LabelSet
+from xdray.padding import pad, token_budget_batches
 from xdray.tokens import encode, is_first, words_of
 
 Forward = Callable[[Tensor, Tensor], Tensor]
