@@ -98,6 +98,8 @@ def test_fields_that_trials_share_cannot_vary(field: str):
     ("search", "message"),
     [
         ({"space": {}}, "the space is empty"),
+        ({"space": {"student.hidden": 5}}, r"search.space.student.hidden = 5: .* valid dictionary"),
+        ({"space": {"student.hidden": {"low": 5}}}, "search.space.student.hidden.high is missing"),
         ({"space": {"student.hidden": []}}, "the space is empty: student.hidden"),
         ({"space": {"student.hidden": {"low": 3, "high": 3}}}, "low = 3 is not below high = 3"),
         ({"space": {"a": {"low": 0, "high": 3, "log": True}}}, "log: true needs low above 0"),

@@ -1,8 +1,8 @@
 """The config's section on searches: which fields vary, what is wanted, how trials are run."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from xdray.config_data import Section
 
@@ -30,10 +30,16 @@ class RangeConfig(Section):
         return self
 
 
+Domain = Annotated[
+    Annotated[list[Any], Tag("[values]")] | Annotated[RangeConfig, Tag("[range]")],
+    Discriminator(lambda given: "[values]" if isinstance(given, list) else "[range]"),
+]
+
+
 class SearchConfig(Section):
     """Which students to try, and which of them to keep."""
 
-    space: dict[str, list[Any] | RangeConfig]
+    space: dict[str, Domain]
     """Field by its dotted name, e.g. `student.hidden`, to a list of values or to low and high.
     Fields of student, recipe and training: the text and the teacher are the same for all trials."""
     algorithm: Literal["grid", "random", "tpe", "nsga2"] = "tpe"

@@ -113,7 +113,7 @@ def _values(trials: Trials, name: str) -> list[Any]:
 
 
 def _is_number(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, int | float) and value is not True for value in values)
+    return {type(value) for value in values} <= {int, float}
 
 
 def _place(trials: Trials, name: str, trial: Mapping[str, Any]) -> float:

@@ -32,8 +32,8 @@ class Choice:
     @property
     def ordered(self) -> bool:
         """Whether the values are numbers in ascending order, so that neighbours are alike."""
-        numbers = [v for v in self.values if isinstance(v, int | float) and v is not True]
-        return len(numbers) == len(self.values) and numbers == sorted(numbers)
+        kinds = {type(value) for value in self.values}
+        return kinds <= {int, float} and list(self.values) == sorted(self.values)
 
     def draw(self, rng: random.Random) -> Any:
         """Return a value, each as likely."""
