@@ -47,6 +47,7 @@ SETTINGS = {  # Tune's own files serve nobody here; its prints are replaced by o
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_RESULT_BUFFER_LENGTH": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end the search as if it had finished
 }
 
 
