@@ -10,7 +10,8 @@ import argparse
 import random
 from pathlib import Path
 
-from xdray.proposals import hypervolume, make_proposer, pareto_front
+from xdray.fronts import hypervolume, pareto_front
+from xdray.proposals import make_proposer
 from xdray.space import Choice, Fields, Space, trial_id
 from xdray.trials import objectives_of, read_trials
 

@@ -31,6 +31,7 @@ ROWS = (
         "figures",
         "sampling",
         "padding",
+        "fronts",
     ),
     (
         "configfile",

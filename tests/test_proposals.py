@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xdray.errors import ConfigError
-from xdray.proposals import hypervolume, make_proposer, pareto_front
+from xdray.fronts import hypervolume, pareto_front
+from xdray.proposals import make_proposer
 from xdray.space import Choice, Range, Space
 
 GRID = Space({"a": Choice((1, 2)), "b": Choice(("x", "y", "z"))})

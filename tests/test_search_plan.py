@@ -61,7 +61,10 @@ def _trial(number: int, hidden: Any, score: float | None, status: str) -> dict[s
     return {
         "id": f"{number:012}",
         "number": number,
-        "fields": {"student.hidden": hidden, "recipe.name": "joint" if number in (1, 2) else "staged"},
+        "fields": {
+            "student.hidden": hidden,
+            "recipe.name": "joint" if number in (1, 2) else "staged",
+        },
         "status": status,
         "score": score,
         "seconds": 3.0,

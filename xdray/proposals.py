@@ -4,15 +4,16 @@ A proposer is asked for fields and told what came of them. Told first what an ea
 same search found, it goes on from there.
 """
 
-import itertools
 import random
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from xdray.errors import ConfigError
+from xdray.fronts import MAXIMISED
 from xdray.space import Choice, Fields, Space, trial_id
 
-MAXIMISED = {"score"}
+RANDOM_FIRST = 4
+"""Trials that TPE draws at random before it learns; more win nothing (docs/LOG.md)."""
 
 
 class Proposer(Protocol):
@@ -74,7 +75,7 @@ class OptunaProposer:
         self._study = optuna.create_study(
             sampler=samplers.NSGAIISampler(seed=seed, population_size=8)
             if algorithm == "nsga2"
-            else samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True),
+            else samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_FIRST),
             directions=["maximize" if o in MAXIMISED else "minimize" for o in objectives],
         )
         self._asked: dict[str, Any] = {}
@@ -136,30 +137,3 @@ def make_proposer(space: Space, algorithm: str, objectives: Sequence[str], seed:
     if algorithm in {"grid", "random"}:
         return ListProposer(space, None if algorithm == "grid" else seed)
     return OptunaProposer(space, algorithm, objectives, seed)
-
-
-def pareto_front(points: Sequence[Sequence[float]], objectives: Sequence[str]) -> list[int]:
-    """Indices of the points that no other beats in every objective, in their order."""
-    signs = [1 if o in MAXIMISED else -1 for o in objectives]
-    signed = [tuple(s * v for s, v in zip(signs, point, strict=True)) for point in points]
-
-    def beaten(k: int) -> bool:
-        return any(
-            all(a >= b for a, b in zip(other, signed[k], strict=True))
-            and (other != signed[k] or place < k)
-            for place, other in enumerate(signed)
-            if place != k
-        )
-
-    return [k for k in range(len(signed)) if not beaten(k)]
-
-
-def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
-    """Area that some (score, cost) points dominate down to a reference (worst score and cost)."""
-    worst_score, worst_cost = reference
-    inside = sorted((c, s) for s, c in points if s > worst_score and c < worst_cost)
-    area, best = 0.0, worst_score
-    for (cost, score), following in itertools.zip_longest(inside, inside[1:]):
-        best = max(best, score)
-        area += ((following[0] if following else worst_cost) - cost) * (best - worst_score)
-    return area

@@ -20,10 +20,10 @@ from xdray.corpus import Labelled
 from xdray.distillation import Corpus, annotate_all, distill, make_teacher, read_corpus, settled
 from xdray.errors import ConfigError
 from xdray.evaluation import entity_scores
+from xdray.fronts import pareto_front
 from xdray.header import ModelHeader
 from xdray.labels import LabelSet
 from xdray.planning import check_plan, check_student
-from xdray.proposals import pareto_front
 from xdray.runs import Run, open_run
 from xdray.search_report import write_search_report
 from xdray.space import Fields, Space, check_space, space_of, trial_config

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from xdray.figures import Report, ms
+from xdray.fronts import pareto_front
 from xdray.pictures import BESIDE, COLOURS, INK, LINE, SETTINGS, new_figure, to_svg
 
 Trials = Sequence[Mapping[str, Any]]
@@ -47,10 +48,11 @@ def _draw_front(report: Report, finished: Trials) -> Any:
     if not costs:
         return None
     figure, axes = new_figure(1, len(costs), 3.3 * len(costs) + 1, 3.4, sharey=True)
-    front = {trial["id"] for trial in report["front"]}
     best = report["best"]["id"]
     for axis, (key, label) in zip(axes[0], costs, strict=True):
         scale = 1e6 if key == "parameters" else 1.0
+        points = [(trial["score"], trial["costs"][key]) for trial in finished]
+        front = {finished[k]["id"] for k in pareto_front(points, ["score", key])}
         for trial in finished:
             on_front, is_best = trial["id"] in front, trial["id"] == best
             axis.scatter(

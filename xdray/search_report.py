@@ -87,11 +87,12 @@ def _page(report: Report, trials: Trials, pictures: Mapping[str, str]) -> str:
         "<h2>Score against size and latency</h2>"
         + pictures.get("front", soft("No trial finished.")),
         soft(
-            "Filled: no other finished trial is better in every one of "
-            f"{', '.join(report['front_objectives'])}. Diamond: the best score. Dashed: the "
-            "teacher, and the best shape trained on labels alone."
+            "Filled: no other finished trial scores as much at less of this cost. Diamond: the "
+            "best score. Dashed: the teacher, and the best shape trained on labels alone."
         ),
-        _trial_rows(report, report["front"], "The front"),
+        _trial_rows(
+            report, report["front"], f"The front of {', '.join(report['front_objectives'])}"
+        ),
         "<h2>Fields and score</h2>" + pictures.get("coordinates", ""),
         soft("The darker, the better; dotted: stopped early."),
         "<h2>Learning curves</h2>" + pictures.get("curves", ""),
