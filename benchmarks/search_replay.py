@@ -13,7 +13,7 @@ from pathlib import Path
 from xdray.fronts import hypervolume, pareto_front
 from xdray.proposals import make_proposer
 from xdray.space import Choice, Fields, Space, trial_id
-from xdray.trials import objectives_of, read_trials
+from xdray.trials import all_trials, objectives_of
 
 OBJECTIVES = ["score", "parameters"]
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    trials = [trial for trial in read_trials(args.run) if trial["status"] == "finished"]
+    trials = [trial for trial in all_trials(args.run) if trial["status"] == "finished"]
     table = {trial["id"]: objectives_of(trial, OBJECTIVES) for trial in trials}
     names = list(trials[0]["fields"])
     space = Space(

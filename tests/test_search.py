@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from xdray.config import Config
+from xdray.config_data import SourceConfig
 from xdray.configfile import dump_config
 from xdray.errors import ConfigError
 from xdray.search import tune
-from xdray.trials import read_trials
+from xdray.trials import all_trials
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +56,7 @@ def _ended(folder: str) -> dict[str, tuple[str, float | None]]:
             trial["status"],
             (Path(folder) / "trials" / trial["id"] / "trial.json").stat().st_mtime_ns,
         )
-        for trial in read_trials(Path(folder))
+        for trial in all_trials(Path(folder))
     }
 
 
@@ -68,8 +69,8 @@ def test_trials_share_one_teacher_pass_and_more_of_them_go_on_from_those_there(
     assert report["trials"] == {"finished": 3, "stopped": 0, "failed": 0, "excluded": 0}
     assert report["targets"]["teacher_forward_rows"] in (0, report["targets"]["rows"])
     assert report["targets"]["layers"] == [1, 2]
-    assert len({trial["number"] for trial in read_trials(folder)}) == 3
-    best = max(read_trials(folder), key=lambda trial: trial["score"])
+    assert len({trial["number"] for trial in all_trials(folder)}) == 3
+    best = max(all_trials(folder), key=lambda trial: trial["score"])
     assert report["best"]["score"] == best["score"]
     assert {trial["id"] for trial in report["front"]} <= set(_ended(str(folder)))
 
@@ -96,6 +97,35 @@ def test_trials_share_one_teacher_pass_and_more_of_them_go_on_from_those_there(
     assert again["targets"]["teacher_forward_rows"] == 0
 
 
+def test_trials_on_other_text_are_made_anew(
+    searching: MakeConfig, ray_session: None, tmp_path: Path
+):
+    extra = tmp_path / "extra.txt"
+    extra.write_text("Zyxwvq lives in Lyon\n", encoding="utf-8")
+    config = searching("grown", trials=2)
+    sources = [*config.data.transfer.sources, SourceConfig(path=str(extra), language="en")]
+    transfer = config.data.transfer.model_copy(update={"sources": sources})
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"transfer": transfer})}
+    )
+    tune(config)
+    before = _ended(config.run.folder)
+    extra.write_text("Zyxwvq lives in Lyon\nQvwxyz does not\n", encoding="utf-8")
+    report = tune(config)
+    after = _ended(config.run.folder)
+    assert report["trials"]["finished"] == 2
+    assert after.keys() == before.keys()  # the same seed draws the same fields
+    assert all(after[name] != before[name] for name in before)
+
+
+def test_a_sampler_that_repeats_itself_does_not_end_the_search(
+    searching: MakeConfig, ray_session: None
+):
+    space = {"student.hidden": [4, 6, 8]}
+    report = tune(searching("small", algorithm="tpe", space=space, trials=3))
+    assert report["trials"]["finished"] == 3
+
+
 def test_nothing_is_left_of_a_search(searching: MakeConfig, ray_session: None):
     from ray.util import placement_group_table
 
@@ -112,10 +142,10 @@ def test_nothing_is_left_of_a_search(searching: MakeConfig, ray_session: None):
 
 def test_students_beyond_a_limit_are_never_trained(searching: MakeConfig, ray_session: None):
     first = tune(searching("limits", algorithm="grid", space={"student.hidden": [4, 8]}))
-    sizes = sorted(t["costs"]["parameters"] for t in read_trials(Path(first["run_dir"])))
+    sizes = sorted(t["costs"]["parameters"] for t in all_trials(Path(first["run_dir"])))
     config = searching("limited", algorithm="grid", max_parameters=sizes[0])
     report = tune(config)
-    trained = read_trials(Path(config.run.folder))
+    trained = all_trials(Path(config.run.folder))
     assert {trial["fields"]["student.hidden"] for trial in trained} == {4}
     assert report["trials"]["excluded"] == 4
     with pytest.raises(ConfigError, match=r"no student of the space may be trained; .*parameters"):
@@ -130,7 +160,7 @@ def test_a_trial_that_fails_is_reported_and_the_search_goes_on(
     report = tune(searching("failing", algorithm="grid", space=space))
     assert report["trials"]["failed"] == 1
     assert report["trials"]["finished"] == 1
-    failed = [t for t in read_trials(Path(report["run_dir"])) if t["status"] == "failed"]
+    failed = [t for t in all_trials(Path(report["run_dir"])) if t["status"] == "failed"]
     assert "TrainingError" in failed[0]["error"]
     assert report["best"]["fields"] == {"training.learning_rate": 1e-3}
 
@@ -152,9 +182,7 @@ def test_trials_that_are_behind_are_stopped_and_stay_out_of_the_front(
         evaluation={"latency": False, "baseline": False, "bootstrap": 0},
     )
     report = tune(config)
-    trials = {
-        t["fields"]["training.learning_rate"]: t for t in read_trials(Path(report["run_dir"]))
-    }
+    trials = {t["fields"]["training.learning_rate"]: t for t in all_trials(Path(report["run_dir"]))}
     assert trials[3e-2]["status"] == "finished"
     assert report["trials"]["stopped"] >= 2
     for trial in trials.values():

@@ -109,3 +109,25 @@ def test_fields_that_trials_share_cannot_vary(field: str):
 def test_a_section_that_says_nothing_is_refused(search: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         config_with({}, search=search)
+
+
+def test_what_changes_when_the_best_is_made_is_checked_before_the_first_trial():
+    search = {"space": {"student.hidden": [8]}, "retrain": {"training.epoch": 9}}
+    config = config_with({}, search=search)
+    with pytest.raises(ConfigError, match="training has no key 'epoch'; did you mean 'epochs'"):
+        check_space(config, space_of(config), lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"training": {"workers": 2}}, "training.workers = 2: a trial trains in one process"),
+        ({"evaluation": {"latency": False}}, "needs evaluation.latency: true"),
+    ],
+)
+def test_a_search_and_sections_that_do_not_fit_it_are_refused(
+    sections: dict[str, Any], message: str
+):
+    search = {"space": {"student.hidden": [8]}, "max_latency_ms": 2.0}
+    with pytest.raises(ConfigError, match=message):
+        config_with({}, search=search, **sections)

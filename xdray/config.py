@@ -252,6 +252,20 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _search_fits(self) -> "Config":
+        if self.search is None:
+            return self
+        timed = "latency_ms" in self.search.objectives or self.search.max_latency_ms is not None
+        if timed and not self.evaluation.latency:
+            raise ValueError("search by latency needs evaluation.latency: true")
+        if self.training.workers not in ("auto", 0, 1):
+            raise ValueError(
+                f"training.workers = {self.training.workers}: a trial trains in one process; leave "
+                "it at auto, the search runs trials side by side"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _workers(self) -> "Config":
         if self.training.workers != "auto" and self.training.workers < 0:
             raise ValueError(

@@ -67,7 +67,7 @@ def tune(config: Config, *, fresh: bool = False) -> dict[str, Any]:
         pool = TrialPool(course, space, run.console.say)
         pool.weigh_ahead()
         run_trials(pool, cluster)
-        trials = read_trials(run.folder)
+        trials = read_trials(course)
         report = summarise(config, trials, pool.excluded, targets.facts, teacher_dev)
         best = report["best"]
         if best is None:

@@ -141,6 +141,8 @@ def check_space(config: Config, space: Space, check: Callable[[Config], object])
     for fields in combinations:
         try:
             check(trial_config(config, fields))
+            if config.search and config.search.retrain:
+                check(trial_config(config, {**fields, **config.search.retrain}))
         except ConfigError as error:
             bad.append(str(error))
     if bad:

@@ -4,6 +4,7 @@ Weighs students before they are trained, asks a proposer, leaves out what is kno
 limit, goes on with what an earlier call left half-done.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from xdray.tokens import load_tokenizer
 from xdray.trials import (
     ENDED,
     Course,
+    begin_trial,
     objectives_of,
     read_trials,
     shape_key,
@@ -31,7 +33,8 @@ from xdray.trials import (
 SHAPES_AHEAD = 64
 """Shapes of a space that are weighed and timed before the first trial, on a quiet machine."""
 REPEATS = 200
-"""Proposals in a row that are known or too big, before a search ends short of its trials."""
+"""Proposals in a row that are known or too big, before what is left of the space is listed."""
+MOST_LISTED = 10_000
 
 
 class TrialPool:
@@ -48,7 +51,7 @@ class TrialPool:
             json.loads(self._costs_path.read_text("utf-8")) if self._costs_path.is_file() else {}
         )
         self._running: dict[str, Fields] = {}
-        trials = read_trials(folder)
+        trials = read_trials(course)
         self._ended = {trial["id"]: trial for trial in trials if trial["status"] in ENDED}
         self._interrupted = [trial for trial in trials if trial["status"] not in ENDED]
         self._count = len(trials)
@@ -110,8 +113,7 @@ class TrialPool:
                 self._proposer.tell(fields, None)
             else:
                 self._running[name] = fields
-                begun = {"number": self._count, "status": "running", "costs": costs}
-                write_trial(self.course.folder(fields), fields, begun)
+                begin_trial(self.course, fields, self._count, costs)
                 self._count += 1
                 return fields
         return None
@@ -124,6 +126,8 @@ class TrialPool:
             if fields is None:
                 return
             yield fields
+        if self.space.size is not None:  # a sampler that repeats itself: whatever is left
+            yield from itertools.islice(self.space.combinations(), MOST_LISTED)
 
     def end(self, fields: Fields, result: Mapping[str, Any] | None) -> None:
         """Note the end of a trial. result: Tune's last, None where its process died."""

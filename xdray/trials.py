@@ -5,6 +5,7 @@ stages/ and log.txt as in a run. Trials share the start and the targets of their
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from xdray.config import Config
+from xdray.errors import TrainingError
 from xdray.evaluation import measure_latency, num_parameters
 from xdray.learning import Lesson, learn, lesson_base
 from xdray.sessions import LocalSession
@@ -42,6 +44,11 @@ class Course:
     starts: Mapping[str, tuple[str, str]]
     """`start_key` of a trial's config to its start's folder, and its tokenizer's fingerprint."""
     threads: int
+
+    @property
+    def key(self) -> str:
+        """32 hex characters: trials on other text or of another teacher are of another search."""
+        return fingerprint([self.targets, self.data, self.labels])
 
     def folder(self, fields: Fields) -> Path:
         """Folder of a trial."""
@@ -149,9 +156,11 @@ def run_trial(
         lesson = course.lesson(fields)
         rows = learn(lesson, LocalSession(folder / "stages"), on_epoch)
         scored = [row["dev"] for row in rows if row["dev"]]
+        if not scored:
+            raise TrainingError("no stage trains the head, so there is no score")
         end: dict[str, Any] = {
             "status": "finished",
-            "score": scored[-1][metric] if scored else None,
+            "score": scored[-1][metric],
             "training_seconds": round(sum(row["seconds"] for row in rows), 2),
             "steps": sum(row["steps"] for row in rows),
         }
@@ -172,14 +181,32 @@ def write_trial(folder: Path, fields: Fields, more: Mapping[str, Any]) -> dict[s
     return trial
 
 
-def read_trials(folder: Path) -> list[dict[str, Any]]:
-    """Return all trials of a search's folder, with their `reports`, in the order of starts."""
+def begin_trial(course: Course, fields: Fields, number: int, costs: Mapping[str, Any]) -> None:
+    """Write the trial.json of a trial that is about to run, in place of one on other text."""
+    folder = course.folder(fields)
+    if (folder / "trial.json").is_file():
+        shutil.rmtree(folder)
+    begun = {"number": number, "status": "running", "course": course.key, "costs": costs}
+    write_trial(folder, fields, begun)
+
+
+def read_trials(course: Course) -> list[dict[str, Any]]:
+    """Return all trials of a search, with their `reports`, in the order of their starts."""
+    return [
+        trial for trial in all_trials(course.config.run.folder) if trial["course"] == course.key
+    ]
+
+
+def all_trials(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the trials under a search's folder, whatever text they learnt from."""
     trials: list[dict[str, Any]] = []
-    for path in folder.glob("trials/*/trial.json"):
+    for path in Path(folder).glob("trials/*/trial.json"):
         trial = json.loads(path.read_text(encoding="utf-8"))
         reports = path.with_name("reports.jsonl")
         lines = reports.read_text(encoding="utf-8").splitlines() if reports.is_file() else []
-        trials.append({**trial, "reports": [json.loads(line) for line in lines]})
+        told = [json.loads(line) for line in lines]
+        last = {line["done"]: line for line in told}  # a resumed trial tells some epochs twice
+        trials.append({**trial, "reports": [last[done] for done in sorted(last)]})
     return sorted(trials, key=lambda trial: trial["number"])
 
 
