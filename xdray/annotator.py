@@ -7,8 +7,6 @@ halves of a batch may round otherwise).
 n tokens of a batch, N of a shard, end to end; W teacher width, C classes.
 """
 
-import ctypes
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -28,6 +26,7 @@ from xdray.parts import CODECS, LOGITS, PartFile, layer_and_codec
 from xdray.targets import AnnotateTask, TargetStore
 from xdray.teacher import DTYPES, load_teacher, teacher_fingerprint
 from xdray.tokens import Encoded, encode, fingerprint, load_tokenizer, words_of
+from xdray.workers import keep_few_shapes, trim_memory
 
 SENTENCES_MULTIPLE = 32
 """Of sentences in a batch: fewer shapes, for each of which oneDNN keeps bfloat16 code for ever."""
@@ -105,8 +104,7 @@ class Annotator:
         self.store, self.codec = store, codec
         self.word_rule, self.max_length, self.batch_tokens = word_rule, max_length, batch_tokens
         self.threads = threads
-        # oneDNN keeps a compiled product for each of the last 1,024 shapes of a batch, half a GiB
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+        keep_few_shapes()
         self.tokenizer = load_tokenizer(model)
         self._check("teacher", teacher_fingerprint(model))
         self._check("tokenizer", fingerprint(self.tokenizer))
@@ -125,7 +123,7 @@ class Annotator:
         shard = task.shard
         missing = self.store.missing_parts(task, self.codec)
         receipt = self._annotate(task, missing) if missing else self._served(task)
-        _trim_memory()
+        trim_memory()
         seconds = time.perf_counter() - started
         return {"shard_id": shard.shard_id, "rows": shard.rows, **receipt, "seconds": seconds}
 
@@ -235,10 +233,3 @@ class Annotator:
                 flat["scales"] = record.scales
             facts |= {"layer": layer, "codec": codec, "width": self.teacher.width}
         return file.write(texts, flat, encoded.offsets, facts)
-
-
-def _trim_memory() -> None:
-    """Hand freed memory back: batches of ever other shapes leave glibc's heaps full of holes."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
-    if trim is not None:
-        trim(0)

@@ -41,6 +41,7 @@ from xdray.trials import (
     run_trial,
     start_key,
 )
+from xdray.workers import enter, keep_few_shapes, trim_memory
 
 SETTINGS = {  # Tune's own files serve nobody here; its prints are replaced by ours
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -205,13 +206,14 @@ def _trial(values: dict[str, Any], course: Course, folder: str) -> None:
     """Runs in a process of Tune's."""
     from ray import tune
 
-    if Path(folder).is_dir():
-        os.chdir(folder)  # relative paths of the config are from where the command was typed
+    enter(folder)  # relative paths of the config are from where the command was typed
+    keep_few_shapes()
 
     def report(line: dict[str, Any]) -> None:
         tune.report({"score": line["score"], "percent": min(99, int(100 * line["done"]))})
 
     end = run_trial(course, values["fields"], report)
+    trim_memory()  # the next trial comes to this process
     tune.report({"score": end["score"] or 0.0, "percent": 100, "status": end["status"]})
 
 

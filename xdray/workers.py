@@ -1,5 +1,6 @@
 """What runs in the processes of a pool, and what must come home from them; Ray is handed in."""
 
+import ctypes
 import functools
 import os
 import pickle
@@ -87,6 +88,21 @@ class PoolWorker:
             return as_xdray_error(error, f"{self._name}, shard {item}", self._logs)
         self._count_end(index)
         return {**receipt, "index": index}
+
+
+def keep_few_shapes() -> None:
+    """Let oneDNN keep 64 compiled products, not one for each of the last 1,024 shapes of a batch.
+
+    It reads this once, at its first product; half a GiB and more. What the user set stays.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
+def trim_memory() -> None:
+    """Hand freed memory back: batches of ever other shapes leave glibc's heaps full of holes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
 
 
 def enter(folder: str) -> None:
