@@ -24,14 +24,29 @@ from typing import Any
 
 import pytest
 
-from xdray.config import Config
+from xdray.config import Config, TaskConfig
 from xdray.configfile import make_config
 from xdray.labels import LabelSet, label_set_of
 from xdray.sample import tiny_corpus
+from xdray.task import Task, task_class
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "deberta-v2")
 VOCABULARY = 400
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
+
+
+def tagging_task(labels: LabelSet | None = None, **settings: Any) -> Task:
+    """Return a tagging task for tests; without labels, those of the model at hand."""
+    values: dict[str, Any] = {
+        "labels": labels or LabelSet(()),
+        "metric": "entity_f1",
+        "settings": TaskConfig(),
+        "word_rule": "punctuation",
+        "max_length": 48,
+        "scheme": "IOB2",
+    }
+    return task_class("tagging")(**{**values, **settings})
+
 
 MakeTeacher = Callable[..., Path]
 MakeConfig = Callable[..., Config]
@@ -74,7 +89,7 @@ def make_teacher(
 
         folder = folder or tmp_path_factory.mktemp(family)
         tokenizer = _tokenizer(family, tiny_text)
-        tags = list(labels or tiny_labels.tags)
+        tags = list(labels or tiny_labels.names)
         shape = dict(SHAPE)
         if family == "distilbert":
             shape = {"n_layers": 2, "dim": 32, "n_heads": 2}

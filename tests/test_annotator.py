@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import tagging_task
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTokenClassification
 
@@ -32,7 +33,7 @@ def tasks(tiny_text: Path) -> list[AnnotateTask]:
     """Three shards, 150 sentences in all, wanted with layers 0 and 2."""
     lines = (tiny_text / "transfer" / "en.txt").read_text(encoding="utf-8").splitlines()[:149]
     lines.append("far " * 200 + "too long")
-    sentences = [Sentence("", "en", line, None) for line in lines]
+    sentences = [Sentence("", "en", line) for line in lines]
     return [AnnotateTask(shard, (0, 2)) for shard in inline_shards(sentences, 60)]
 
 
@@ -48,8 +49,8 @@ def make(tmp_path: Path, tiny_teacher: Path, tiny_labels: LabelSet) -> Callable[
         }
         store = TargetStore(str(tmp_path / name), identity)
         given = {"codec": "float16", "batch_tokens": 256} | settings
-        kwargs = {"word_rule": "punctuation", "max_length": MAX_LENGTH, **given}
-        return Annotator(str(model), tiny_labels, store, **kwargs)
+        task = tagging_task(tiny_labels, max_length=MAX_LENGTH)
+        return Annotator(str(model), task, store, **given)
 
     return build
 
@@ -192,16 +193,16 @@ def test_another_teacher_or_tokenizer_than_the_stores_is_refused(
 ) -> None:
     annotator = make()
     other = str(make_teacher("bert", seed=7))
-    settings = {"word_rule": "punctuation", "max_length": MAX_LENGTH, "batch_tokens": 100}
-    settings |= {"codec": "int8"}
+    settings: dict[str, Any] = {"batch_tokens": 100, "codec": "int8"}
     with pytest.raises(TargetsError, match=r"its teacher is .* put the same model on all machines"):
-        Annotator(other, tiny_labels, annotator.store, **settings)
+        Annotator(other, tagging_task(tiny_labels), annotator.store, **settings)
     identity = annotator.store.identity | {
         "tokenizer": "0" * 32,
         "teacher": teacher_fingerprint(other),
     }
+    store = TargetStore(annotator.store.uri, identity)
     with pytest.raises(TargetsError, match="its tokenizer is 0000"):
-        Annotator(other, tiny_labels, TargetStore(annotator.store.uri, identity), **settings)
+        Annotator(other, tagging_task(tiny_labels), store, **settings)
 
 
 def test_a_teacher_that_gives_no_numbers_is_refused(

@@ -51,8 +51,8 @@ def path(tmp_path: Path) -> str:
             "temperature = 2.0 goes with a kl logit loss",
         ),
         (
-            "recipe=[{name: a, terms: [{loss: hidden, split: transfer, tokens: first}]}]",
-            "tokens: first goes with a logit term",
+            "recipe=[{name: a, terms: [{loss: labels, split: train, tokens: first}]}]",
+            "tokens: first goes with a hidden or logit term",
         ),
         (
             "recipe=[{name: a, unfreeze: true, terms: [{loss: hidden, split: transfer}]}]",
@@ -155,13 +155,14 @@ def test_the_keys_of_the_config_are_a_decision():
     }
     expected = {
         "run": "folder seed start_from",
-        "task": "kind labels",
+        "task": "kind labels max_answer multi_label null_answers null_margin overlap window",
         "data": "dev scheme test train transfer",
         "tokens": "max_length vocabulary words",
-        "teacher": "batch_tokens dtype finetune model replicas",
+        "teacher": "batch_tokens dtype finetune labels model replicas",
         "targets": "codec delivery shard_sentences store",
         "student": (
-            "dropout embedding embedding_init heads hidden intermediate kind layers projection"
+            "dropout embedding embedding_init heads hidden intermediate kind layers pooling "
+            "projection start start_layers"
         ),
         "recipe": "distance layer name new_head overrides stages temperature",
         "training": (

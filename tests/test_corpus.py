@@ -22,12 +22,12 @@ from xdray.corpus import (
     TransferPlan,
     inline_shards,
     plan_transfer,
-    read_labelled,
     read_shard,
     text_keys,
 )
 from xdray.errors import ConfigError, CorpusError
 from xdray.labels import LabelSet
+from xdray.tagged import read_tagged
 
 NOTHING: frozenset[int] = frozenset()
 
@@ -64,12 +64,12 @@ def plan(
     return plan_transfer(TransferConfig(sources=sources, **kwargs), excluded, size, seed)
 
 
-def texts(shards) -> list[tuple[str, str | tuple[str, ...] | None]]:
-    return [(s.language, s.text or s.words) for shard in shards for s in read_shard(shard)]
+def texts(shards) -> list[tuple[str, Any]]:
+    return [(s.language, s.content) for shard in shards for s in read_shard(shard)]
 
 
 def labelled(sources: list[SourceConfig], scheme="IOB2", labels=None, split="train"):
-    return read_labelled(sources, scheme, labels, split)
+    return read_tagged(sources, scheme, labels, split)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def labelled(sources: list[SourceConfig], scheme="IOB2", labels=None, split="tra
 def test_each_scheme_is_read_into_iob2(tmp_path, scheme, given_tags, expected, repaired):
     lines = "".join(f"w\t{tag}\n" for tag in given_tags.split())
     read = labelled([source(write(tmp_path / "x.conll", lines))], scheme)
-    assert read.sentences[0].tags == tuple(expected.split())
-    assert read.labels.tags == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
+    assert read.sentences[0].gold == tuple(expected.split())
+    assert read.labels.names == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
     assert read.counts == {"sentences": 1, "repaired_tags": repaired, "empty": 0}
 
 
@@ -93,8 +93,8 @@ def test_order_of_classlabel_names_is_the_order_of_labels_and_binds_later_source
     first = source(write_labelled(tmp_path / "a.parquet", [[1, 2, 0]], names))
     second = source(write_labelled(tmp_path / "b.parquet", [[1, 0]], ["O", "B-LOC", "I-LOC"]))
     read = labelled([first, second])
-    assert read.labels.tags == tuple(names)
-    assert [s.tags for s in read.sentences] == [("B-PER", "I-PER", "O"), ("B-LOC", "O")]
+    assert read.labels.names == tuple(names)
+    assert [s.gold for s in read.sentences] == [("B-PER", "I-PER", "O"), ("B-LOC", "O")]
     foreign = source(write(tmp_path / "x.conll", "a\tO\nb\tB-ORG\n"))
     with pytest.raises(CorpusError, match=r"x\.conll:2: tag 'B-ORG', expected one of O B-PER"):
         labelled([first, foreign])
@@ -103,15 +103,15 @@ def test_order_of_classlabel_names_is_the_order_of_labels_and_binds_later_source
 def test_classlabel_names_of_iob2_stay_as_they_are_even_if_a_type_lacks_its_inside(tmp_path):
     names = ["O", "B-PER", "I-PER", "B-DAY"]
     path = write_labelled(tmp_path / "a.parquet", [[3, 1, 2]], names)
-    assert labelled([source(path)]).labels.tags == tuple(names)
+    assert labelled([source(path)]).labels.names == tuple(names)
 
 
 def test_classlabel_names_of_bioes_become_an_iob2_set(tmp_path):
     names = ["O", "B-PER", "I-PER", "E-PER", "S-PER"]
     path = write_labelled(tmp_path / "a.parquet", [[1, 3, 4]], names)
     read = labelled([source(path)], "BIOES")
-    assert read.labels.tags == ("O", "B-PER", "I-PER")
-    assert read.sentences[0].tags == ("B-PER", "I-PER", "B-PER")
+    assert read.labels.names == ("O", "B-PER", "I-PER")
+    assert read.sentences[0].gold == ("B-PER", "I-PER", "B-PER")
     with pytest.raises(CorpusError, match=r"a\.parquet: ClassLabel 'E-PER' .* no tag of IOB2"):
         labelled([source(path)])
 
@@ -119,7 +119,7 @@ def test_classlabel_names_of_bioes_become_an_iob2_set(tmp_path):
 def test_numbers_without_names_are_places_in_the_given_labels(tmp_path):
     path = write(tmp_path / "x.jsonl", '{"tokens": ["a", "b"], "ner_tags": [2, 0]}')
     labels = LabelSet(("B-X", "I-X", "O"))
-    assert labelled([source(path)], labels=labels).sentences[0].tags == ("O", "B-X")
+    assert labelled([source(path)], labels=labels).sentences[0].gold == ("O", "B-X")
     with pytest.raises(CorpusError, match=r"x\.jsonl:1: tag 2, expected tags of IOB2 by name"):
         labelled([source(path)])
 
@@ -132,7 +132,7 @@ def test_tag_outside_the_label_set_is_refused_with_file_line_tag_and_allowed(tmp
     ):
         labelled([source(conll)], labels=labels)
     for tag in (3, -1):
-        path = write_labelled(tmp_path / "x.parquet", [[0], [0, tag]], list(labels.tags))
+        path = write_labelled(tmp_path / "x.parquet", [[0], [0, tag]], list(labels.names))
         with pytest.raises(CorpusError, match=rf"x\.parquet:2: tag {tag}, expected one of O B-LOC"):
             labelled([source(path)])
     scheme = write(tmp_path / "y.conll", "a\tS-LOC\n")
@@ -324,30 +324,28 @@ def test_shards_of_equal_sentences_have_different_ids_and_are_both_read(tmp_path
     assert {shard.shard_id for shard in plan([source(path)], 32).shards} == {
         s.shard_id for s in shards
     }
-    twice = [Sentence("x", "en", "a", None)] * 4
+    twice = [Sentence("x", "en", "a")] * 4
     assert len({shard.shard_id for shard in inline_shards(twice, 2)}) == 2
 
 
 def test_shard_id_tells_text_from_words_and_language_from_language():
     same = [
-        Sentence("x", "en", "a b", None),
-        Sentence("x", "en", None, ("a", "b")),
-        Sentence("x", "en", None, ("ab",)),
-        Sentence("x", "en", None, ("a b",)),
-        Sentence("x", "fi", "a b", None),
+        Sentence("x", "en", "a b"),
+        Sentence("x", "en", ("a", "b")),
+        Sentence("x", "en", ("ab",)),
+        Sentence("x", "en", ("a b",)),
+        Sentence("x", "fi", "a b"),
     ]
     assert len({inline_shards([sentence], 16)[0].shard_id for sentence in same}) == len(same)
 
 
 def test_inline_shards_keep_order_tags_and_language():
-    sentences = [
-        Sentence(f"dev-{n}", ["en", "fi"][n % 2], None, (f"w{n}",), ("O",)) for n in range(20)
-    ]
+    sentences = [Sentence(f"dev-{n}", ["en", "fi"][n % 2], (f"w{n}",), ("O",)) for n in range(20)]
     shards = inline_shards(sentences, 16)
     assert [shard.rows for shard in shards] == [16, 4]
     read = [sentence for shard in shards for sentence in read_shard(shard)]
-    assert [(s.language, s.words, s.tags) for s in read] == [
-        (s.language, s.words, s.tags) for s in sentences
+    assert [(s.language, s.content, s.gold) for s in read] == [
+        (s.language, s.content, s.gold) for s in sentences
     ]
     assert read[17].sentence_id == f"{shards[1].shard_id[:16]}-1"
 
@@ -423,8 +421,8 @@ def test_share_of_nothing_and_caps_of_unknown_languages_are_refused(tmp_path):
 def test_sentences_of_dev_and_test_are_dropped_whatever_their_spacing_and_case(tmp_path):
     path = write(tmp_path / "x.txt", "Rom brennt !\nROM  brennt!\nrom\nSTRASSE\n\n")
     dev = [
-        Sentence("d", "it", None, ("Rom", "brennt", "!")),
-        Sentence("d", "de", "Stra\u00dfe", None),
+        Sentence("d", "it", ("Rom", "brennt", "!")),
+        Sentence("d", "de", "Stra\u00dfe"),
     ]
     made = plan([source(path)], excluded=text_keys(dev))
     assert texts(made.shards) == [("und", "rom")]

@@ -15,10 +15,10 @@ from seqeval.scheme import IOB2
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForTokenClassification
 
+from xdray.agreement import class_agreement
+from xdray.entities import entity_counts, entity_scores, f1_of
 from xdray.evaluation import (
-    agreement,
-    entity_counts,
-    entity_scores,
+    Resampling,
     gain_interval,
     machine,
     measure_latency,
@@ -130,6 +130,14 @@ def plain_metric(counts, languages, metric):
     ) / len(groups)
 
 
+def resampling(languages, metric, resamples, seed):
+    def value(sums):
+        return np.where(sums[..., 2] > 0, f1_of(sums), np.nan)
+
+    groups = languages if metric == "mean_language_f1" else None
+    return Resampling(value=value, resamples=resamples, seed=seed, groups=groups)
+
+
 @pytest.mark.parametrize("metric", ["entity_f1", "mean_language_f1"])
 def test_intervals_are_those_of_a_bootstrap_in_plain_loops(metric):
     first, second = made_up_counts(1, 0.9), made_up_counts(2, 0.7)
@@ -142,8 +150,8 @@ def test_intervals_are_those_of_a_bootstrap_in_plain_loops(metric):
         one, other = (plain_metric([c[i] for i in drawn], names, metric) for c in (first, second))
         ratios.append(other / one)
         differences.append(other - one)
-    retention = retention_interval(first, second, languages, metric, 3000, seed=0)
-    gain = gain_interval(first, second, languages, metric, 3000, seed=0)
+    retention = retention_interval(first, second, resampling(languages, metric, 3000, 0))
+    gain = gain_interval(first, second, resampling(languages, metric, 3000, 0))
     assert retention == pytest.approx(np.percentile(ratios, (2.5, 97.5)), abs=0.006)
     assert gain == pytest.approx(np.percentile(differences, (2.5, 97.5)), abs=0.006)
 
@@ -152,46 +160,46 @@ def test_intervals_are_those_of_a_bootstrap_in_plain_loops(metric):
 def test_both_systems_are_resampled_alike(metric):
     counts = made_up_counts(1, 0.6)
     languages = [f"l{i % 7}" for i in range(len(counts))]
-    assert retention_interval(counts, counts, languages, metric, 200, seed=1) == (1.0, 1.0)
-    assert gain_interval(counts, counts, languages, metric, 200, seed=1) == (0.0, 0.0)
+    assert retention_interval(counts, counts, resampling(languages, metric, 200, 1)) == (1.0, 1.0)
+    assert gain_interval(counts, counts, resampling(languages, metric, 200, 1)) == (0.0, 0.0)
 
 
 def test_there_is_no_interval_without_resamples_or_for_a_teacher_that_finds_nothing():
     student = made_up_counts(1, 0.6, size=30)
     teacher = student * np.array([0, 1, 1])
     languages = ["en"] * 30
-    assert retention_interval(teacher, student, languages, "entity_f1", 50, seed=0) is None
-    assert retention_interval(student, teacher, languages, "entity_f1", 0, seed=0) is None
-    assert gain_interval(student, teacher, languages, "entity_f1", 0, seed=0) is None
+    assert retention_interval(teacher, student, resampling(languages, "entity_f1", 50, 0)) is None
+    assert retention_interval(student, teacher, resampling(languages, "entity_f1", 0, 0)) is None
+    assert gain_interval(student, teacher, resampling(languages, "entity_f1", 0, 0)) is None
 
 
 def test_a_thousand_resamples_of_40000_sentences_stay_under_200_mb():
     counts = np.tile(made_up_counts(1, 0.6), (100, 1))
     languages = [f"l{i % 41}" for i in range(len(counts))]
     tracemalloc.start()
-    retention_interval(counts, counts, languages, "mean_language_f1", 1000, seed=0)
+    retention_interval(counts, counts, resampling(languages, "mean_language_f1", 1000, 0))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200e6
 
 
-def test_agreement_is_the_share_of_equal_tags_and_the_mean_kl():
+def test_agreement_is_the_share_of_equal_classes_and_the_mean_kl():
     rng = np.random.default_rng(0)
-    teacher = [rng.normal(size=(words, 5)).astype(np.float32) for words in (3, 0, 4)]
-    student = [logits + rng.normal(size=logits.shape).astype(np.float32) for logits in teacher]
+    teacher = rng.normal(size=(7, 5)).astype(np.float32)
+    student = teacher + rng.normal(size=teacher.shape).astype(np.float32)
     equal, nats = 0, 0.0
-    for p_logits, q_logits in zip(np.concatenate(teacher), np.concatenate(student), strict=True):
+    for p_logits, q_logits in zip(teacher, student, strict=True):
         p, q = ([math.exp(v) for v in logits.tolist()] for logits in (p_logits, q_logits))
         p, q = [v / sum(p) for v in p], [v / sum(q) for v in q]
         nats += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
         equal += p.index(max(p)) == q.index(max(q))
-    found = agreement(teacher, student)
+    found = class_agreement(teacher, student)
     assert found == {
-        "equal_tags": pytest.approx(equal / 7),
+        "equal": pytest.approx(equal / 7),
         "mean_kl": pytest.approx(nats / 7),
-        "words": 7,
+        "units": 7,
     }
-    assert agreement([], []) == {"equal_tags": 0.0, "mean_kl": 0.0, "words": 0}
+    assert class_agreement(teacher[:0], student[:0]) == {"equal": 0.0, "mean_kl": 0.0, "units": 0}
 
 
 class Recorder:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
 from xdray.errors import ConfigError
-from xdray.labels import LabelSet, is_tag, label_set_of, to_iob2
+from xdray.labels import LabelSet, is_tag, label_set_of, tag_set, to_iob2
 
 
 def test_teacher_labels_in_another_order_are_mapped():
@@ -25,12 +25,12 @@ def test_teacher_labels_of_another_set_are_refused_with_both_differences():
 )
 def test_a_set_that_is_not_iob2_is_refused(tags: tuple[str, ...]):
     with pytest.raises(ConfigError):
-        LabelSet(tags)
+        tag_set(tags)
 
 
 def test_labels_of_the_data_are_o_then_types_in_alphabetical_order():
     labels = label_set_of({"I-PER", "B-LOC", "O"})
-    assert labels.tags == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
+    assert labels.names == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,24 @@
 """Predicted entities: offsets, windows, order, and the same as transformers' own pipeline."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import tagging_task
 from transformers import AutoTokenizer, pipeline
 
 from xdray.config import StudentConfig
 from xdray.corpus import Sentence
 from xdray.errors import XdrayError
 from xdray.labels import LabelSet
-from xdray.prediction import Predictor, predict_files, word_rule_of
+from xdray.prediction import Predictor, predict_files, task_of_model
 from xdray.student import build_student, load_student, save_student
-from xdray.tokens import encode, load_tokenizer, split_words
+from xdray.tokens import encode, load_tokenizer
+from xdray.words import split_words
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def student(
         StudentConfig(embedding=16, hidden=16),
         vocab_size=len(tokenizer),
         teacher_width=32,
-        labels=tiny_labels,
+        task=tagging_task(tiny_labels),
         pad_token_id=tokenizer.pad_token_id,
         max_length=16,
         embeddings=None,
@@ -49,8 +52,8 @@ def _text(tiny_text: Path) -> list[str]:
 
 def test_offsets_cut_the_entity_out_of_the_text(student: str, tiny_text: Path):
     lines = [f"  {line}\tend..." for line in _text(tiny_text)[:50]]
-    records = Predictor(student, "punctuation", 1, "cpu").predict(
-        [Sentence(str(i), "en", line, None) for i, line in enumerate(lines)]
+    records = Predictor(student, task_of_model(student), 1, "cpu").predict(
+        [Sentence(str(i), "en", line) for i, line in enumerate(lines)]
     )
     entities = [(line, e) for line, r in zip(lines, records, strict=True) for e in r["entities"]]
     assert entities
@@ -60,15 +63,15 @@ def test_offsets_cut_the_entity_out_of_the_text(student: str, tiny_text: Path):
 
 def test_the_same_entities_as_the_pipeline_given_words(student: str, tiny_text: Path):
     # the pipeline reads one window, so texts are kept to the words that fit into it
-    predictor = Predictor(student, "punctuation", 1, "cpu")
+    predictor = Predictor(student, task_of_model(student), 1, "cpu")
     texts = [" ".join(line.split()[:3]) for line in _text(tiny_text)[:100]]
     tagger: Any = pipeline(
         "token-classification",
-        model=load_student(student),
+        model=load_student(student, "AutoModelForTokenClassification"),
         tokenizer=AutoTokenizer.from_pretrained(student),
         aggregation_strategy="first",
     )
-    records = predictor.predict([Sentence("x", "en", text, None) for text in texts])
+    records = predictor.predict([Sentence("x", "en", text) for text in texts])
     for text, record in zip(texts, records, strict=True):
         words = [text[a:b] for a, b in split_words(text, "punctuation")]
         theirs = [
@@ -92,28 +95,29 @@ def split(text: str) -> list[str]:
 
 def test_a_sentence_longer_than_the_model_reads_is_tagged_to_its_end(student: str):
     words = ("Anna met Bob in Rome , " * 20).split()
-    predictor = Predictor(student, "punctuation", 1, "cpu")
-    (record,) = predictor.predict([Sentence("1", "en", " ".join(words), None)])
+    predictor = Predictor(student, task_of_model(student), 1, "cpu")
+    (record,) = predictor.predict([Sentence("1", "en", " ".join(words))])
     assert record["entities"][-1]["end"] > len(" ".join(words)) / 2
 
 
 def test_words_without_tokens_behind_a_cut_do_not_shift_the_next_window(student: str):
     words = ["Anna", "met", "Bob", "in", "Rome", ","] * 8
     words[30:30] = ["\u200b"] * 4
-    predictor = Predictor(student, "punctuation", 1, "cpu")
-    encoded = encode(predictor.tokenizer, [words], predictor.max_length)
+    predictor: Any = Predictor(student, task_of_model(student), 1, "cpu")
+    encoded = encode(predictor.tokenizer, [words], predictor.task.max_length)
     last = int(encoded.word_ids.max())  # the window ends there
-    tags, scores = predictor._tag([words])
+    tags, scores = predictor.task._tag(predictor._logits, predictor.tokenizer, [words])
     assert len(tags[0]) == len(scores[0]) == len(words)
-    rest, _ = predictor._tag([words[last + 1 :]])
+    rest, _ = predictor.task._tag(predictor._logits, predictor.tokenizer, [words[last + 1 :]])
     assert tags[0][last + 1 :] == rest[0]
 
 
 def test_a_student_is_asked_with_the_word_rule_of_its_run(student: str, tmp_path: Path):
-    assert word_rule_of(student) == "punctuation"
+    assert task_of_model(student).word_rule == "punctuation"
     values = json.loads((Path(student) / "config.json").read_text())
+    shutil.copytree(student, tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").write_text(json.dumps({**values, "word_rule": "whitespace"}))
-    assert word_rule_of(str(tmp_path)) == "whitespace"
+    assert task_of_model(str(tmp_path)).word_rule == "whitespace"
 
 
 @pytest.mark.cluster

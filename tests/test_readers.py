@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -12,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xdray.errors import CorpusError
-from xdray.readers import FORMATS, Place, Span, class_names, expand, format_of, read_rows
+from xdray.places import FORMATS, Place, Span, expand, format_of
+from xdray.readers import class_names, read_rows
 
 TAGS = ["O", "B-LOC", "I-LOC"]
 TOKENS = [["Rom", "brennt"], ["In", "New", "York"], ["Ja"]]
 LABELS = [[1, 0], [0, 1, 2], [0]]
 
 
-def place(path: object, kind: str, **kwargs: str | None) -> Place:
+def place(path: object, kind: str, **kwargs: Any) -> Place:
     return Place(
         str(path), kind, "tokens", "ner_tags", "text", kwargs.pop("language", None), **kwargs
     )
@@ -30,8 +32,8 @@ def write(path: Path, data: bytes | str, kind: str) -> Place:
     return place(path, kind)
 
 
-def rows_of(source: Place, labelled: bool = False) -> list:
-    return list(read_rows(Span(source), labelled))
+def rows_of(source: Place, gold: str = "") -> list:
+    return list(read_rows(Span(source), gold))
 
 
 def write_features(folder: Path, name: str = "train.parquet") -> Path:
@@ -69,7 +71,7 @@ def test_lines_that_straddle_blocks_come_out_as_one_split_of_the_file_gives_them
 def test_a_conll_line_with_a_column_less_is_refused(tmp_path):
     source = write(tmp_path / "x.conll", "Rom NNP B-LOC\nist VB O\nalt O\n", "conll")
     with pytest.raises(CorpusError, match=r"x\.conll:3: 'alt O' has 2 columns, expected 3, a word"):
-        rows_of(source, labelled=True)
+        rows_of(source, gold="tags")
 
 
 def test_conll_takes_first_and_last_column_and_ends_at_blank_lines_docstarts_and_file_end(tmp_path):
@@ -78,7 +80,7 @@ def test_conll_takes_first_and_last_column_and_ends_at_blank_lines_docstarts_and
         "-DOCSTART- -X- O\nNew York\tNNP\tB-LOC\nJa\tUH\tO\n-DOCSTART-\tO\nNein O"
     )
     source = write(tmp_path / "x.conll", data, "conll")
-    assert [(row.number, row.content, row.tags) for row in rows_of(source, labelled=True)] == [
+    assert [(row.number, row.content, row.gold) for row in rows_of(source, gold="tags")] == [
         (3, ("Rom", "10\u00a0000"), ["B-LOC", "O"]),
         (8, ("New York", "Ja"), ["B-LOC", "O"]),
         (11, ("Nein",), ["O"]),
@@ -89,12 +91,12 @@ def test_conll_of_words_alone_is_text_but_not_labelled(tmp_path):
     source = write(tmp_path / "x.conll", "Rom\nbrennt\n", "conll")
     assert rows_of(source)[0].content == ("Rom", "brennt")
     with pytest.raises(CorpusError, match=r"x\.conll:1: 'Rom' has 1 columns, expected 2, a word"):
-        rows_of(source, labelled=True)
+        rows_of(source, gold="tags")
 
 
 def test_tsv_reads_the_prefix_of_its_tags_as_language(tmp_path):
     source = write(tmp_path / "x.tsv", "Em Roma\tpt:O pt:B-LOC\nJa\tO\n\n", "tsv")
-    found = [(row.content, row.tags, row.language) for row in rows_of(source, labelled=True)]
+    found = [(row.content, row.gold, row.language) for row in rows_of(source, gold="tags")]
     assert found == [
         (("Em", "Roma"), ["O", "B-LOC"], "pt"),
         (("Ja",), ["O"], None),
@@ -104,8 +106,8 @@ def test_tsv_reads_the_prefix_of_its_tags_as_language(tmp_path):
 
 def test_tsv_keeps_quotes_and_a_colon_inside_a_type(tmp_path):
     source = write(tmp_path / "x.tsv", '"Rom" "\tB-place:city O\n', "tsv")
-    row = rows_of(source, labelled=True)[0]
-    assert (row.content, row.tags, row.language) == (('"Rom"', '"'), ["B-place:city", "O"], None)
+    row = rows_of(source, gold="tags")[0]
+    assert (row.content, row.gold, row.language) == (('"Rom"', '"'), ["B-place:city", "O"], None)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_tsv_keeps_quotes_and_a_colon_inside_a_type(tmp_path):
 def test_tsv_line_that_is_not_words_tab_tags_is_refused_with_its_number(tmp_path, line, message):
     source = write(tmp_path / "x.tsv", f"Ja\tO\n{line}\n", "tsv")
     with pytest.raises(CorpusError, match=rf"x\.tsv:2: .*{message}"):
-        rows_of(source, labelled=True)
+        rows_of(source, gold="tags")
 
 
 def test_jsonl_takes_words_before_text_and_null_as_empty(tmp_path):
@@ -154,19 +156,19 @@ def test_jsonl_line_that_is_no_sentence_is_refused_with_its_number(tmp_path, lin
 def test_unlabelled_formats_and_columns_are_refused_as_labelled(tmp_path):
     text = write(tmp_path / "x.txt", "Rom O\n", "text")
     with pytest.raises(CorpusError, match=r"x\.txt: text, .* has no tags; name the `format`"):
-        rows_of(text, labelled=True)
+        rows_of(text, gold="tags")
     pq.write_table(pa.table({"tokens": TOKENS}), tmp_path / "x.parquet")
     with pytest.raises(CorpusError, match=r"x\.parquet: has \['tokens'\], expected .*'ner_tags'"):
-        rows_of(place(tmp_path / "x.parquet", "parquet"), labelled=True)
+        rows_of(place(tmp_path / "x.parquet", "parquet"), gold="tags")
     jsonl = write(tmp_path / "x.jsonl", '{"tokens": ["a"]}', "jsonl")
     with pytest.raises(CorpusError, match=r"x\.jsonl:1: has \['tokens'\], expected .*'ner_tags'"):
-        rows_of(jsonl, labelled=True)
+        rows_of(jsonl, gold="tags")
     raw = write(tmp_path / "z.jsonl", '{"text": "a", "ner_tags": ["O"]}', "jsonl")
-    with pytest.raises(CorpusError, match=r"z\.jsonl:1: has .*, expected 'tokens' and 'ner_tags'"):
-        rows_of(raw, labelled=True)
+    with pytest.raises(CorpusError, match=r"z\.jsonl:1: has .*, expected 'tokens', 'ner_tags'"):
+        rows_of(raw, gold="tags")
     bare = write(tmp_path / "y.jsonl", '{"tokens": ["a"], "ner_tags": "O"}', "jsonl")
     with pytest.raises(CorpusError, match=r"y\.jsonl:1: 'ner_tags' is 'O', expected a list"):
-        rows_of(bare, labelled=True)
+        rows_of(bare, gold="tags")
 
 
 @pytest.mark.parametrize("kind", ["text", "conll", "tsv", "jsonl"])
@@ -191,7 +193,7 @@ def test_missing_files_are_refused_by_name(tmp_path, kind):
 
 def test_file_that_is_no_parquet_is_refused(tmp_path):
     source = write(tmp_path / "x.parquet", b"not a table", "parquet")
-    for read in (rows_of, class_names):
+    for read in (rows_of, lambda its: class_names(its, "tags")):
         with pytest.raises(CorpusError, match=r"x\.parquet: cannot be read"):
             read(source)
 
@@ -224,10 +226,10 @@ def test_hub_data_set_and_parquet_file_give_the_same_rows_and_names(tmp_path, mo
     path = write_features(tmp_path / "wiki")
     hub = place(tmp_path / "wiki", "hub", split="train")
     parquet = place(path, "parquet")
-    assert rows_of(hub, labelled=True) == rows_of(parquet, labelled=True)
-    assert [row.tags for row in rows_of(hub, labelled=True)] == LABELS
+    assert rows_of(hub, gold="tags") == rows_of(parquet, gold="tags")
+    assert [row.gold for row in rows_of(hub, gold="tags")] == LABELS
     assert list(read_rows(Span(hub, 1, 2))) == rows_of(hub)[1:2]
-    assert class_names(hub) == class_names(parquet) == TAGS
+    assert class_names(hub, "tags") == class_names(parquet, "tags") == TAGS
 
 
 def test_hub_data_set_without_the_split_or_at_all_is_refused(tmp_path, monkeypatch):
@@ -246,9 +248,9 @@ def test_class_names_are_found_in_the_older_way_to_write_a_list_of_labels(tmp_pa
         table = pa.table({"tokens": TOKENS, "ner_tags": LABELS})
         table = table.replace_schema_metadata({"huggingface": described})
         pq.write_table(table, tmp_path / "x.parquet")
-        assert class_names(place(tmp_path / "x.parquet", "parquet")) == TAGS
+        assert class_names(place(tmp_path / "x.parquet", "parquet"), "tags") == TAGS
     pq.write_table(table.replace_schema_metadata(None), tmp_path / "x.parquet")
-    assert class_names(place(tmp_path / "x.parquet", "parquet")) is None
+    assert class_names(place(tmp_path / "x.parquet", "parquet"), "tags") is None
 
 
 characters = st.characters(codec="utf-8", exclude_characters=" \ufeff", exclude_categories=["Cc"])

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from rich.console import Console
 
 from xdray.report import model_card, summary_table, write_report
+from xdray.tasks.tagging import Tagging
 
 CODES = "ar bg bn cs da de el en es et fa fi fr he hi hr hu id it ja ko lv mr nl no pl pt ro ru sk"
 LANGUAGES = [*CODES.split(), "sr", "sv", "ta", "tr", "uk", "vi", "zh"]
@@ -130,6 +131,8 @@ def made_up_report(languages):
         "created": "2001-01-01T01:01:01+00:00",
         "version": "0.0.0",
         "task": {
+            "metrics": dict(Tagging.metrics),
+            **{name: getattr(Tagging, name) for name in ("about", "noun", "pipeline", "usage")},
             "kind": "tagging",
             "labels": ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"],
             "languages": list(languages),
@@ -387,8 +390,8 @@ def test_card_carries_the_figures_as_metadata_that_the_hub_reads():
     assert data.pipeline_tag == "token-classification"
     assert data.base_model == "made-up/teacher-base"
     found = {result.metric_name: result.metric_value for result in data.eval_results or []}
-    assert found["Entity F1 (seqeval)"] == 0.744
-    assert found["Entity F1, strict IOB2 (seqeval)"] == 0.733
+    assert found["Entity F1"] == 0.744
+    assert found["Entity F1, strict IOB2"] == 0.733
 
 
 @pytest.mark.parametrize(
@@ -408,7 +411,7 @@ def test_card_names_no_base_model_that_is_a_folder_here(tmp_path, monkeypatch):
 
 def test_card_asks_for_remote_code_only_where_the_student_carries_code():
     report = made_up_report(["en"])
-    assert model_card(report).count("trust_remote_code=True") == 2  # model and tokenizer
+    assert model_card(report).count("trust_remote_code=True") == 1
     report["student"]["kind"] = "transformer"
     assert "trust_remote_code" not in model_card(report)
 

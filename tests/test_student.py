@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tagging_task
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -31,6 +32,7 @@ from xdray.student import (
 )
 
 LABELS = LabelSet(("O", "B-LOC", "I-LOC"))
+TAGGER = "AutoModelForTokenClassification"
 WORDS = ["Anna", "lives", "in", "New", "York", ".", "paris", "##s"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 WIDTH = 12
@@ -47,7 +49,7 @@ def make(
         StudentConfig.model_validate({"kind": kind, **SHAPES[kind], **shape}),
         vocab_size=len(VOCABULARY),
         teacher_width=WIDTH,
-        labels=LABELS,
+        task=tagging_task(LABELS),
         pad_token_id=0,
         max_length=16,
         embeddings=embeddings,
@@ -362,7 +364,7 @@ def test_reloaded_student_repeats_its_logits(
     student = make(kind).eval()
     save_student(student, tokenizer, tmp_path / "deep" / "student", "# A card\n")
     folder = tmp_path / "deep" / "student"
-    loaded = load_student(folder)
+    loaded = load_student(folder, TAGGER)
     ids, mask, _ = ragged()
     assert not loaded.training
     assert torch.equal(loaded(ids, mask).logits, inside(student)(ids, mask).logits)
@@ -385,7 +387,7 @@ def test_save_replaces_a_student_and_a_failed_save_leaves_it(
     with pytest.raises(UnicodeEncodeError):
         save_student(make(seed=2), tokenizer, tmp_path / "student", "\ud800")
     expected = inside(make(seed=1).eval())(ids, mask).logits
-    assert torch.equal(load_student(tmp_path / "student")(ids, mask).logits, expected)
+    assert torch.equal(load_student(tmp_path / "student", TAGGER)(ids, mask).logits, expected)
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
@@ -395,14 +397,14 @@ def test_folder_with_missing_weights_is_refused(tmp_path: Path, tokenizer: PreTr
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
     with pytest.raises(ExportError, match=r"weights are missing: .*layer\.3"):
-        load_student(folder)
+        load_student(folder, TAGGER)
 
 
 def test_folder_without_a_student_is_named(tmp_path: Path):
     with pytest.raises(ExportError, match="no student can be loaded"):
-        load_student(tmp_path)
+        load_student(tmp_path, TAGGER)
     with pytest.raises(ExportError, match="nowhere: no student can be loaded"):
-        load_student(tmp_path / "nowhere")
+        load_student(tmp_path / "nowhere", TAGGER)
 
 
 PIPELINES = """
@@ -435,7 +437,7 @@ def test_pipeline_runs_both_kinds_in_a_process_that_never_imports_xdray(
             logits = inside(student)(torch.tensor([row])).logits[0]
             best = logits.softmax(-1).max(-1)
             inner = range(1, len(row) - 1)
-            tags = [LABELS.tags[int(best.indices[i])] for i in inner]
+            tags = [LABELS.names[int(best.indices[i])] for i in inner]
             expected[kind].append(
                 [
                     (tag, i, pytest.approx(best.values[i].item(), abs=1e-5))

@@ -30,7 +30,7 @@ IDENTITY = {
     "labels": ["O", "B-X", "I-X"],
 }
 HIDDEN = hidden_part(1, "float16")
-SENTENCES = [Sentence("", "en", f"sentence number {row}", None) for row in range(25)]
+SENTENCES = [Sentence("", "en", f"sentence number {row}") for row in range(25)]
 SHARDS = inline_shards(SENTENCES, 10)
 
 

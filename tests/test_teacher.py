@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from conftest import tagging_task
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel
@@ -39,7 +40,7 @@ def batch(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_and_neighbours_change_nothing(family: str, make_teacher: MakeTeacher) -> None:
-    teacher = load_teacher(str(make_teacher(family)), None, torch.float32)
+    teacher = load_teacher(str(make_teacher(family)), tagging_task(), torch.float32)
     ids, mask = batch([9, 4, 1])
     logits, hidden = teacher.forward(ids, mask, (0, 1, 2))
     for row, length in enumerate([9, 4, 1]):
@@ -52,7 +53,7 @@ def test_padding_and_neighbours_change_nothing(family: str, make_teacher: MakeTe
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_layer_is_what_its_own_module_puts_out(family: str, make_teacher: MakeTeacher) -> None:
-    teacher = load_teacher(str(make_teacher(family)), None, torch.float32)
+    teacher = load_teacher(str(make_teacher(family)), tagging_task(), torch.float32)
     stacks: list[Any] = [m for m in teacher.model.modules() if isinstance(m, nn.ModuleList)]
     seen: dict[int, Any] = {}
     stacks[0][0].register_forward_pre_hook(
@@ -75,18 +76,20 @@ def test_a_layer_is_what_its_own_module_puts_out(family: str, make_teacher: Make
 def test_logits_come_in_our_label_order(make_teacher: MakeTeacher, tmp_path: Path) -> None:
     theirs, ours = ["I-LOC", "O", "B-LOC"], LabelSet(("O", "B-LOC", "I-LOC"))
     folder = str(make_teacher("bert", tmp_path / "t", labels=theirs))
-    own, _ = load_teacher(folder, None, torch.float32).forward(*batch([5]))
-    mapped, _ = load_teacher(folder, ours, torch.float32).forward(*batch([5]))
+    own, _ = load_teacher(folder, tagging_task(), torch.float32).forward(*batch([5]))
+    mapped, _ = load_teacher(folder, tagging_task(ours), torch.float32).forward(*batch([5]))
     assert torch.equal(mapped[..., 0], own[..., 1])
     assert torch.equal(mapped[..., 1], own[..., 2])
     assert torch.equal(mapped[..., 2], own[..., 0])
     with pytest.raises(ConfigError, match=r"only there: \['B-LOC', 'I-LOC'\]"):
-        load_teacher(folder, LabelSet(("O", "B-PER", "I-PER")), torch.float32)
+        load_teacher(folder, tagging_task(LabelSet(("O", "B-PER", "I-PER"))), torch.float32)
 
 
 def test_bfloat16_gives_float32_logits_close_to_those_of_float32(tiny_teacher: Path) -> None:
-    exact, _ = load_teacher(str(tiny_teacher), None, torch.float32).forward(*batch([5, 8]))
-    rough, hidden = load_teacher(str(tiny_teacher), None, torch.bfloat16).forward(
+    exact, _ = load_teacher(str(tiny_teacher), tagging_task(), torch.float32).forward(
+        *batch([5, 8])
+    )
+    rough, hidden = load_teacher(str(tiny_teacher), tagging_task(), torch.bfloat16).forward(
         *batch([5, 8]), (1,)
     )
     assert rough.dtype == torch.float32
@@ -97,7 +100,7 @@ def test_bfloat16_gives_float32_logits_close_to_those_of_float32(tiny_teacher: P
 
 @pytest.mark.parametrize("layer", [-1, 3])
 def test_a_layer_that_the_teacher_lacks_is_refused(layer: int, tiny_teacher: Path) -> None:
-    teacher = load_teacher(str(tiny_teacher), None, torch.float32)
+    teacher = load_teacher(str(tiny_teacher), tagging_task(), torch.float32)
     with pytest.raises(ConfigError, match=rf"layer {layer}: the teacher has layers 1 to 2"):
         teacher.forward(*batch([3]), (1, layer))
 
@@ -140,9 +143,9 @@ def _without_head(folder: Path) -> None:
         (_empty, "a folder that is no model: it holds no config.json"),
         (_without_weights, "it holds no weights, expected model.safetensors"),
         (_pickled, "its weights are pytorch_model.bin, a pickle, expected model.safetensors"),
-        (_cut_weights, "a folder that is no token classifier"),
-        (_bad_config, "a folder that is no token classifier"),
-        (_unknown_type, "a folder that is no token classifier"),
+        (_cut_weights, "no model for tagging can be loaded"),
+        (_bad_config, "no model for tagging can be loaded"),
+        (_unknown_type, "no model for tagging can be loaded"),
         (_without_head, "its weights lack classifier.bias, classifier.weight"),
     ],
 )
@@ -152,11 +155,11 @@ def test_a_folder_that_is_no_teacher_is_refused(
     folder = make_teacher("bert", tmp_path / "t")
     spoil(folder)
     with pytest.raises(ConfigError, match=message):
-        load_teacher(str(folder), None, torch.float32)
+        load_teacher(str(folder), tagging_task(), torch.float32)
 
 
 def test_loading_prints_nothing(tiny_teacher: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    load_teacher(str(tiny_teacher), None, torch.float32)
+    load_teacher(str(tiny_teacher), tagging_task(), torch.float32)
     assert capfd.readouterr() == ("", "")
 
 
@@ -194,7 +197,7 @@ class SmallMemory(nn.Module):
 
 
 def test_a_batch_beyond_the_memory_goes_on_in_halves_and_is_counted(tiny_teacher: Path) -> None:
-    whole = load_teacher(str(tiny_teacher), None, torch.float32)
+    whole = load_teacher(str(tiny_teacher), tagging_task(), torch.float32)
     small = SmallMemory(whole.model, tokens=24)
     teacher = Teacher(cast("Any", small), whole.label_mapping, "cpu")
     ids, mask = batch([6, 8, 8, 5, 8, 7, 2])
@@ -232,13 +235,13 @@ def test_embedding_table_is_the_one_in_the_file(make_teacher: MakeTeacher) -> No
     folder = make_teacher("electra", embedding_size=16)
     table = load_file(folder / "model.safetensors")["electra.embeddings.word_embeddings.weight"]
     assert table.shape[1] == 16
-    assert torch.equal(embedding_table(str(folder)), table)
+    assert torch.equal(embedding_table(str(folder), tagging_task()), table)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_learner_has_each_parameter_in_one_group(family: str, make_teacher: MakeTeacher) -> None:
     learner = TeacherLearner.from_encoder(
-        str(make_teacher(family)), LabelSet(("O", "B-X", "I-X")), seed=1
+        str(make_teacher(family)), tagging_task(LabelSet(("O", "B-X", "I-X"))), seed=1
     )
     groups = learner.groups()
     assert list(groups) == ["head", "encoder", "embedding"]
@@ -252,9 +255,9 @@ def test_a_learner_has_each_parameter_in_one_group(family: str, make_teacher: Ma
 
 
 def test_a_fresh_head_follows_from_its_seed(tiny_teacher: Path) -> None:
-    labels = LabelSet(("O", "B-X", "I-X"))
+    task = tagging_task(LabelSet(("O", "B-X", "I-X")))
     first, again, other = (
-        TeacherLearner.from_encoder(str(tiny_teacher), labels, seed).groups()["head"][0]
+        TeacherLearner.from_encoder(str(tiny_teacher), task, seed).groups()["head"][0]
         for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
@@ -265,14 +268,14 @@ def test_a_fresh_head_follows_from_its_seed(tiny_teacher: Path) -> None:
 def test_a_finetuned_teacher_is_saved_with_its_weights_labels_and_tokenizer(
     tiny_teacher: Path, tmp_path: Path
 ) -> None:
-    labels = LabelSet(("O", "B-X", "I-X"))
-    learner = TeacherLearner.from_encoder(str(tiny_teacher), labels, seed=5)
+    task = tagging_task(LabelSet(("O", "B-X", "I-X")))
+    learner = TeacherLearner.from_encoder(str(tiny_teacher), task, seed=5)
     stage = tmp_path / "finetuning" / "01-finetune"
     stage.mkdir(parents=True)
     save_file(learner.state_dict(), stage / "student.safetensors")
     (stage / "stage.json").write_text("{}")
-    save_finetuned(str(tiny_teacher), labels, tmp_path / "finetuning", tmp_path / "teacher")
-    teacher = load_teacher(str(tmp_path / "teacher"), labels, torch.float32)
+    save_finetuned(str(tiny_teacher), task, tmp_path / "finetuning", tmp_path / "teacher")
+    teacher = load_teacher(str(tmp_path / "teacher"), task, torch.float32)
     learner.eval()
     torch.testing.assert_close(teacher.forward(*batch([6]))[0], learner(*batch([6]))[1])
     saved, original = load_tokenizer(str(tmp_path / "teacher")), load_tokenizer(str(tiny_teacher))

@@ -22,7 +22,6 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
-from xdray.corpus import Sentence
 from xdray.errors import ConfigError
 from xdray.header import resolve_model
 from xdray.tokens import (
@@ -30,10 +29,9 @@ from xdray.tokens import (
     fingerprint,
     is_first,
     load_tokenizer,
-    split_words,
-    words_of,
 )
 from xdray.vocabulary import compare_segmentation, prune_tokenizer
+from xdray.words import split_words, words_of
 
 PLACES = ["Northwick", "Eastham", "Port Lydia", "Žďár", "Новосёлово", "東山市", "Ελαιώνας"]
 VERBS = ["visited", "left", "described", "rebuilt", "painted", "surveyed"]
@@ -201,9 +199,9 @@ def test_whitespace_rule_equals_str_split(text):
 
 
 def test_labelled_words_are_kept_and_text_is_split():
-    labelled = Sentence("a-0", "en", None, ("U.S.", "e.g."))
+    labelled = ("U.S.", "e.g.")
     assert words_of(labelled, "punctuation") == ("U.S.", "e.g.")
-    raw = Sentence("a-1", "en", "U.S. (e.g.)", None)
+    raw = "U.S. (e.g.)"
     assert words_of(raw, "whitespace") == ("U.S.", "(e.g.)")
     assert words_of(raw, "punctuation") == (*"U.S.(e.g.)",)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import tagging_task
 
 from xdray.batches import BatchPlan, Loader, Tokens
 from xdray.config import Config, StudentConfig
@@ -78,7 +79,7 @@ def _student(config: Config) -> Student:
         config.student,
         vocab_size=VOCABULARY,
         teacher_width=WIDTH,
-        labels=LABELS,
+        task=tagging_task(LABELS),
         pad_token_id=0,
         max_length=16,
         embeddings=None,
@@ -122,7 +123,7 @@ def _training(config: Config, folder: Path, **changes: Any) -> Training:
         "keys": chain_keys(stages, {"seed": 0}),
         "settings": config.training,
         "seed": 0,
-        "metric": "entity_f1",
+        "task": tagging_task(LABELS),
         "loaders": loaders,
         "score": _accuracy(text),
         "folder": folder,
@@ -297,7 +298,7 @@ def test_groups_of_the_student_are_those_of_the_plan(kind: str):
         config,
         vocab_size=VOCABULARY,
         teacher_width=WIDTH,
-        labels=LABELS,
+        task=tagging_task(LABELS),
         pad_token_id=0,
         max_length=16,
         embeddings=None,

@@ -45,7 +45,7 @@ def test_an_item_that_gives_a_result_may_be_tried_any_number_of_times():
 def test_the_fourth_try_of_an_item_whose_workers_died_is_an_error_that_names_it():
     ledger = Ledger()
     assert [ledger.begin(5) for _ in range(3)] == [1, 2, 3]  # as three dead actors leave it
-    shard = inline_shards([Sentence("dev-1", "en", "A b", None)], 16)[0]
+    shard = inline_shards([Sentence("dev-1", "en", "A b")], 16)[0]
     for item in (shard, AnnotateTask(shard)):
         error = call(pool_worker(Half, ledger), 5, item)
         assert isinstance(error, ClusterError)

@@ -10,9 +10,9 @@ from xdray.annotator import Annotator
 from xdray.cluster import Cluster, map_shards, plan_resources
 from xdray.corpus import Sentence, Shard, inline_shards
 from xdray.errors import TargetsError
-from xdray.labels import LabelSet
 from xdray.runs import Run
 from xdray.targets import AnnotateTask, TargetStore, TargetView, hidden_part
+from xdray.task import Task
 from xdray.teacher import best_dtype, teacher_fingerprint
 from xdray.tokens import fingerprint, load_tokenizer
 
@@ -34,7 +34,7 @@ def annotate(
     run: Run,
     cluster: Cluster,
     teacher: str,
-    labels: LabelSet,
+    task: Task,
     layers: tuple[int, ...],
     transfer: Sequence[Shard],
     scored: Mapping[str, Sequence[Sentence]],
@@ -45,14 +45,14 @@ def annotate(
     """
     started = time.monotonic()
     config = run.config
-    store = open_store(run, teacher, labels)
+    store = open_store(run, teacher, task)
     parts = ["logits", *(hidden_part(layer, config.targets.codec) for layer in layers)]
     tasks = [AnnotateTask(shard, layers) for shard in transfer]
     inline = {
         split: inline_shards(list(s), config.targets.shard_sentences) for split, s in scored.items()
     }
     tasks += [AnnotateTask(shard, ()) for shards in inline.values() for shard in shards]
-    receipts = _forward_missing(run, cluster, teacher, labels, store, tasks)
+    receipts = _forward_missing(run, cluster, teacher, task, store, tasks)
     seconds = time.monotonic() - started
     views = {
         "transfer": _view(run, store, "transfer", transfer, parts),
@@ -82,7 +82,7 @@ def annotate(
     return Annotated(views["transfer"], views["dev"], views["test"], facts, others)
 
 
-def open_store(run: Run, teacher: str, labels: LabelSet) -> TargetStore:
+def open_store(run: Run, teacher: str, task: Task) -> TargetStore:
     """Return the store of this teacher, tokenisation and dtype."""
     config = run.config
     dtype = config.teacher.dtype
@@ -91,10 +91,11 @@ def open_store(run: Run, teacher: str, labels: LabelSet) -> TargetStore:
     identity = {
         "teacher": teacher_fingerprint(teacher),
         "tokenizer": fingerprint(load_tokenizer(teacher)),
+        "task": task.kind,
         "words": config.tokens.words,
         "max_length": config.tokens.max_length,
         "dtype": dtype,
-        "labels": list(labels.tags),
+        "labels": list(task.labels.names),
     }
     return TargetStore(config.targets.store, identity)
 
@@ -108,7 +109,7 @@ def _forward_missing(
     run: Run,
     cluster: Cluster,
     teacher: str,
-    labels: LabelSet,
+    task: Task,
     store: TargetStore,
     tasks: list[AnnotateTask],
 ) -> list[dict[str, Any]]:
@@ -125,10 +126,8 @@ def _forward_missing(
     )
     kwargs = {
         "model": str(teacher),
-        "labels": labels,
+        "task": task,
         "store": store,
-        "word_rule": config.tokens.words,
-        "max_length": config.tokens.max_length,
         "batch_tokens": config.teacher.batch_tokens,
         "codec": config.targets.codec,
         "threads": plan.threads_per_replica,

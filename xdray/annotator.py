@@ -20,12 +20,13 @@ from torch import Tensor
 
 from xdray.corpus import Sentence, read_shard
 from xdray.errors import TargetsError
-from xdray.labels import LabelSet
-from xdray.padding import pad, token_budget_batches
+from xdray.padding import pad, padded, token_budget_batches
 from xdray.parts import CODECS, LOGITS, PartFile, layer_and_codec
 from xdray.targets import AnnotateTask, TargetStore
+from xdray.task import Task
 from xdray.teacher import DTYPES, load_teacher, teacher_fingerprint
-from xdray.tokens import Encoded, encode, fingerprint, load_tokenizer, words_of
+from xdray.tokenised import token_types
+from xdray.tokens import Encoded, fingerprint, load_tokenizer
 from xdray.workers import keep_few_shapes, trim_memory
 
 SENTENCES_MULTIPLE = 32
@@ -75,7 +76,7 @@ class Said:
     """What the teacher said of a shard."""
 
     logits: NDArray[np.float32]
-    """(N, C)."""
+    """(N, C); (S, C) where a sentence has one row."""
     hidden: dict[int, HiddenRecord]
     padded_tokens: int
     oom_halvings: int
@@ -91,25 +92,21 @@ class Annotator:
     def __init__(
         self,
         model: str,
-        labels: LabelSet,
+        task: Task,
         store: TargetStore,
         *,
-        word_rule: str,
-        max_length: int,
         batch_tokens: int,
         codec: str,
         threads: int | None = None,
         device: str = "cpu",
     ) -> None:
         self.store, self.codec = store, codec
-        self.word_rule, self.max_length, self.batch_tokens = word_rule, max_length, batch_tokens
-        self.threads = threads
+        self.task, self.batch_tokens, self.threads = task, batch_tokens, threads
         keep_few_shapes()
         self.tokenizer = load_tokenizer(model)
         self._check("teacher", teacher_fingerprint(model))
         self._check("tokenizer", fingerprint(self.tokenizer))
-        self.teacher = load_teacher(model, labels, DTYPES[store.identity["dtype"]], device)
-        self.num_labels = len(labels)
+        self.teacher = load_teacher(model, task, DTYPES[store.identity["dtype"]], device)
         self._tokenising, self._forwarding = threading.Lock(), threading.Lock()
         store.prepare()
 
@@ -153,9 +150,8 @@ class Annotator:
         """Forward a shard once for all parts that are missing, and write these."""
         shard = task.shard
         sentences = read_shard(shard)
-        words = [words_of(sentence, self.word_rule) for sentence in sentences]
         with self._tokenising:
-            encoded = encode(self.tokenizer, words, self.max_length)
+            encoded = self.task.encode(self.tokenizer, [its.content for its in sentences])
         layers = [layer_and_codec(part)[0] for part in missing if part != LOGITS]
         with self._forwarding:
             said = self._forward(encoded, layers)
@@ -186,9 +182,12 @@ class Annotator:
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)  # it holds for the calling thread alone
         tokens, teacher = len(encoded.ids), self.teacher
+        by_sentence = self.task.sentence_logits
+        rows_out = len(encoded.cut_words) if by_sentence else tokens
+        types = token_types(encoded.word_ids, encoded.offsets)
         halvings = teacher.oom_halvings
         said = Said(
-            logits=np.empty((tokens, self.num_labels), np.float32),
+            logits=np.empty((rows_out, len(self.task.labels)), np.float32),
             hidden={n: HiddenRecord(tokens, teacher.width, self.codec) for n in layers},
             padded_tokens=0,
             oom_halvings=0,
@@ -199,9 +198,14 @@ class Annotator:
         )
         for rows in reversed(batches):
             ids, mask, index = pad(encoded.ids, encoded.offsets, rows, pad_id)
-            logits, hidden = teacher.forward(ids, mask, layers)
-            kept = mask.to(logits.device, torch.bool)
-            said.logits[index] = logits[kept].cpu().numpy()
+            real = mask.bool()
+            its_types = None if types is None else padded(types[index], real.numpy())
+            logits, hidden = teacher.forward(ids, mask, layers, its_types)
+            kept = real.to(logits.device)
+            if by_sentence:
+                said.logits[rows] = logits.cpu().numpy()
+            else:
+                said.logits[index] = logits[kept].cpu().numpy()
             for layer, record in said.hidden.items():
                 record.put(index, hidden[layer][kept])
             said.padded_tokens += ids.numel()
@@ -224,7 +228,8 @@ class Annotator:
         if file.part == LOGITS:
             texts["language"] = [sentence.language for sentence in sentences]
             flat |= {"ids": encoded.ids, "word_ids": encoded.word_ids, LOGITS: said.logits}
-            facts |= {"layer": None, "codec": None, "width": self.num_labels}
+            facts |= {"layer": None, "codec": None, "width": len(self.task.labels)}
+            facts["by_sentence"] = self.task.sentence_logits
         else:
             layer, codec = layer_and_codec(file.part)
             record = said.hidden[layer]

@@ -16,11 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from xdray.config import Config
-from xdray.corpus import Sentence, read_labelled
+from xdray.corpus import Sentence
 from xdray.evaluation import (
-    agreement,
-    entity_counts,
-    entity_scores,
+    Resampling,
     gain_interval,
     machine,
     measure_latency,
@@ -29,107 +27,114 @@ from xdray.evaluation import (
 )
 from xdray.header import read_header
 from xdray.labels import LabelSet
-from xdray.learner import Learner
+from xdray.learner import Learner, logits_of, model_inputs
 from xdray.learning import Scorer
 from xdray.sessions import LocalSession
 from xdray.student import load_student
 from xdray.targets import TargetView
-from xdray.tasks.tagging import decode_tags, word_logits
+from xdray.task import Task, load_task, with_labels
 from xdray.teacher import load_teacher
-from xdray.tokens import load_tokenizer, words_of
+from xdray.tokens import load_tokenizer
 from xdray.vocabulary import compare_segmentation
-
-Tags = list[list[str]]
+from xdray.words import words_of
 
 
 @dataclass
 class SplitResult:
-    """One labelled split, tagged by everybody."""
+    """One labelled split, read by everybody. U units that are scored."""
 
-    sentences: Sequence[Sentence]
-    gold: Tags
-    predicted: dict[str, Tags]
-    """By system: teacher, student, baseline, hard_labels."""
+    gold: list[Any]
+    """(U,)."""
+    languages: list[str]
+    """(U,)."""
+    predicted: dict[str, list[Any]]
+    """By system: teacher, student, baseline, hard_labels; each (U,)."""
+    chosen: dict[str, Any]
+    """By system: what was chosen on dev to decide by."""
     scores: dict[str, dict[str, Any]]
     agreement: dict[str, Any]
     segmentation: dict[str, int]
     cut_words: int
 
-    @property
-    def languages(self) -> list[str]:
-        """Language of each sentence."""
-        return [sentence.language for sentence in self.sentences]
-
 
 def assess_split(
     config: Config,
     split: str,
-    labels: LabelSet,
+    task: Task,
     view: TargetView,
     students: Mapping[str, Learner],
     tokenizers: tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast],
+    dev: SplitResult | None,
 ) -> SplitResult:
     """Score all systems on dev or test, by the same code on the same sentences.
 
     view: what the teacher said of the split. students: by system. tokenizers: teacher's, student's.
+    dev: where what is decided by was chosen; None: this is it.
     """
-    sources = getattr(config.data, split)
-    sentences = read_labelled(sources, config.data.scheme, labels, split).sentences
-    words = [words_of(sentence, config.tokens.words) for sentence in sentences]
-    gold = [list(sentence.tags or ()) for sentence in sentences]
-    counts = [len(sentence) for sentence in words]
-    teacher_tags, teacher_logits = teacher_predictions(view, counts, labels)
-    predicted = {"teacher": teacher_tags}
-    session = LocalSession(None)
-    scorer = Scorer(sentences, tokenizers[1], labels, config, session)
+    sentences = task.read(getattr(config.data, split), split).sentences
+    gold, languages = task.golds(sentences), task.languages(sentences)
+    chosen: dict[str, Any] = {}
+    predicted: dict[str, list[Any]] = {}
+
+    def decide(system: str, said: list[Any]) -> list[Any]:
+        chosen[system] = dev.chosen[system] if dev else task.choose(gold, said)
+        predicted[system] = task.decide(said, chosen[system])
+        return predicted[system]
+
+    tokens, _ = task.tokens(tokenizers[0], sentences)
+    logits = teacher_logits(view)
+    teacher = (logits, tokens, decide("teacher", task.decode(logits, tokens, sentences)))
+    scorer = Scorer(sentences, tokenizers[1], task, LocalSession(None))
     alike: dict[str, Any] = {}
     for system, student in students.items():
         logits = scorer.logits(student)
-        predicted[system] = decode_tags(logits, scorer.tokens, counts, labels)
+        said = decide(system, task.decode(logits, scorer.tokens, sentences))
         if system == "student":
-            alike = _agreement(teacher_logits, word_logits(logits, scorer.tokens, counts))
-    languages = [sentence.language for sentence in sentences]
+            alike = task.agreement(teacher, (logits, scorer.tokens, said), sentences)
+    words = [words_of(sentence.content, task.word_rule) for sentence in sentences]
     return SplitResult(
-        sentences=sentences,
         gold=gold,
+        languages=languages,
         predicted=predicted,
-        scores={name: entity_scores(gold, tags, languages) for name, tags in predicted.items()},
+        chosen=chosen,
+        scores={name: task.scores(gold, said, languages) for name, said in predicted.items()},
         agreement=alike,
         segmentation=compare_segmentation(*tokenizers, words),
         cut_words=scorer.cut_words,
     )
 
 
-def teacher_predictions(
-    view: TargetView, num_words: Sequence[int], labels: LabelSet
-) -> tuple[Tags, NDArray[np.float32]]:
-    """Tags of each word, and logits (words, C), from the recorded logits of a split."""
-    tags: Tags = []
-    logits: list[NDArray[np.float32]] = []
-    for shard in range(len(view.shard_ids)):
-        tokens = view.load_shard(shard, ["logits"])
-        counts = num_words[len(tags) : len(tags) + len(tokens.lengths)]
-        assert tokens.logits is not None
-        tags += decode_tags(tokens.logits, tokens, counts, labels)
-        logits.append(word_logits(tokens.logits, tokens, counts))
-    return tags, np.concatenate(logits)
+def teacher_logits(view: TargetView) -> NDArray[np.float32]:
+    """Recorded logits of a split, (N, C) or (S, C)."""
+    found = [view.load_shard(shard, ["logits"]).logits for shard in range(len(view.shard_ids))]
+    return np.concatenate([logits for logits in found if logits is not None])
 
 
-def _agreement(teacher: NDArray[np.float32], student: NDArray[np.float32]) -> dict[str, Any]:
-    """Agreement over the words that both could read."""
-    both = np.isfinite(teacher[:, 0]) & np.isfinite(student[:, 0])
-    return agreement([teacher[both]], [student[both]])
+def teacher_scores(
+    task: Task,
+    view: TargetView,
+    tokenizer: PreTrainedTokenizerFast,
+    sentences: Sequence[Sentence],
+) -> dict[str, Any]:
+    """Scores of the recorded logits of dev."""
+    tokens, _ = task.tokens(tokenizer, sentences)
+    said = task.decode(teacher_logits(view), tokens, sentences)
+    gold = task.golds(sentences)
+    decided = task.decide(said, task.choose(gold, said))
+    return task.scores(gold, decided, task.languages(sentences))
 
 
 def score_model(config: Config, folder: str, split: str) -> dict[str, Any]:
-    """Scores of any token classifier's folder, a student's or a teacher's, with its tokenizer."""
-    labels = LabelSet(read_header(folder).tags)
-    given = LabelSet(tuple(config.task.labels or labels.tags))  # the order of tags that are ids
-    given.mapping_from(labels.tags, folder)
-    sources = getattr(config.data, split)
-    sentences = read_labelled(sources, config.data.scheme, given, split).sentences
-    model = FinishedModel(folder)
-    scorer = Scorer(sentences, load_tokenizer(folder), labels, config, LocalSession(None))
+    """Scores of any folder of a model for the task, student or teacher, with its tokenizer."""
+    task = load_task(config)
+    names = read_header(folder).tags
+    if not task.labels:
+        task = with_labels(task, LabelSet(names))
+    mapping = task.labels.mapping_from(names, folder) if task.named_labels else None
+    model = FinishedModel(folder, task, mapping)
+    task = task.as_saved(model.model.config.to_dict())
+    data = task.read(getattr(config.data, split), split)
+    scorer = Scorer(data.sentences, load_tokenizer(folder), task, LocalSession(None))
     return scorer(model)
 
 
@@ -144,17 +149,24 @@ def evaluate_model(config: Config, model: str | None, split: str) -> dict[str, A
 
 
 class FinishedModel(Learner):
-    """A saved token classifier, to be scored."""
+    """A saved model with a head, to be scored."""
 
-    def __init__(self, folder: str) -> None:
-        """Load it; a BiLSTM's classes come from this package, not from the folder's file."""
+    def __init__(self, folder: str, task: Task, mapping: list[int] | None) -> None:
+        """Load it; a BiLSTM's classes come from this package, not from the folder's file.
+
+        mapping: position of each of the task's labels among the model's.
+        """
         super().__init__()
-        self.model = load_student(folder)
+        self.model = load_student(folder, task.model_class)
+        self.mapping = mapping
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """No hidden states, and logits (B, T, C)."""
-        logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-        return logits[..., :0], logits
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """No hidden states, and logits (B, T, C) or (B, C)."""
+        inputs = model_inputs(self.model, input_ids, attention_mask, token_types)
+        logits = logits_of(self.model(**inputs))
+        return logits[..., :0], logits if self.mapping is None else logits[..., self.mapping]
 
     def groups(self) -> dict[str, list[torch.nn.Parameter]]:
         """Nothing of it trains."""
@@ -165,15 +177,17 @@ class FinishedModel(Learner):
         raise NotImplementedError
 
 
-def compare(config: Config, test: SplitResult) -> dict[str, Any]:
-    """Retention, and gain over the baseline, in the config's metric, with 95 % intervals."""
-    metric = config.evaluation.metric
-    values = {system: scores[metric] for system, scores in test.scores.items()}
-    settings = (test.languages, metric, config.evaluation.bootstrap, config.run.seed)
-    counts = {
-        system: entity_counts(test.gold, tags, metric) for system, tags in test.predicted.items()
-    }
-    interval = retention_interval(counts["teacher"], counts["student"], *settings)
+def compare(config: Config, task: Task, test: SplitResult) -> dict[str, Any]:
+    """Retention, and gain over the baseline, in the task's metric, with 95 % intervals."""
+    values = {system: scores[task.metric] for system, scores in test.scores.items()}
+    settings = Resampling(
+        value=task.value,
+        resamples=config.evaluation.bootstrap,
+        seed=config.run.seed,
+        groups=test.languages if task.means_over_languages else None,
+    )
+    counts = {name: task.statistics(test.gold, said) for name, said in test.predicted.items()}
+    interval = retention_interval(counts["teacher"], counts["student"], settings)
     result: dict[str, Any] = {
         "retention": values["student"] / values["teacher"] if values["teacher"] else None,
         "retention_interval": interval,
@@ -182,7 +196,7 @@ def compare(config: Config, test: SplitResult) -> dict[str, Any]:
     }
     if "baseline" in values:
         result["gain"] = values["student"] - values["baseline"]
-        result["gain_interval"] = gain_interval(counts["baseline"], counts["student"], *settings)
+        result["gain_interval"] = gain_interval(counts["baseline"], counts["student"], settings)
     return result
 
 
@@ -199,14 +213,14 @@ def weigh(model: Any, folder: str) -> dict[str, Any]:
 
 
 def weigh_and_time(
-    config: Config, labels: LabelSet, teacher_folder: str, student_folder: str, student: Any
+    config: Config, task: Task, teacher_folder: str, student_folder: str, student: Any
 ) -> dict[str, Any]:
     """Sizes of both models, compression, and latency side by side in float32 on this machine.
 
     student: the Hugging Face model of the student's folder.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher = load_teacher(teacher_folder, labels, torch.float32, device)
+    teacher = load_teacher(teacher_folder, task, torch.float32, device)
     student = student.to(device).eval()
     models = {"teacher": teacher.model, "student": student}
     sizes = {
@@ -237,21 +251,21 @@ def weigh_and_time(
 def _forward(model: Any) -> Any:
     def forward(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         with torch.inference_mode():
-            return model(input_ids=input_ids, attention_mask=attention_mask).logits
+            return logits_of(model(input_ids=input_ids, attention_mask=attention_mask))
 
     return forward
 
 
 def systems_report(
     config: Config,
-    labels: LabelSet,
+    task: Task,
     teacher: str,
     dev: SplitResult,
     test: SplitResult,
     costs: dict[str, Any],
 ) -> dict[str, Any]:
     """Return what the report says of teacher, student and controls. costs: of `weigh_and_time`."""
-    sizes = costs["sizes"]
+    sizes, found = costs["sizes"], test.scores["student"]
     scores = {name: {"dev": dev.scores[name], "test": test.scores[name]} for name in test.scores}
     name = config.teacher.model or f"fine-tuned {read_header(teacher).model_type}"
     student = {
@@ -261,14 +275,23 @@ def systems_report(
         **scores["student"],
         "segmentation": {"dev": dev.segmentation, "test": test.segmentation},
     }
-    languages = sorted({sentence.language for sentence in test.sentences})
+    languages = sorted(set(test.languages))
     return {
-        "task": {"kind": config.task.kind, "labels": list(labels.tags), "languages": languages},
+        "task": {
+            "kind": task.kind,
+            "labels": list(task.labels.names),
+            "languages": languages,
+            "metrics": {name: title for name, title in task.metrics.items() if name in found},
+            "about": task.about,
+            "noun": task.noun,
+            "pipeline": task.pipeline,
+            "usage": task.usage,
+        },
         "teacher": {"name": name, **sizes["teacher"], **scores["teacher"]},
         "student": student,
         "baseline": scores.get("baseline"),
         "hard_labels": scores.get("hard_labels"),
-        **compare(config, test),
+        **compare(config, task, test),
         "agreement": test.agreement,
         **{key: costs[key] for key in ("compression", "speedup", "latency_ms")},
         "machine": machine(),
@@ -278,49 +301,7 @@ def systems_report(
 def student_shape(config: Config) -> dict[str, Any]:
     """Return the fields of the config that make the student's shape."""
     student = config.student
+    if student.kind == "encoder":
+        return {"start": student.start, "layers": student.layers}
     shape = {"embedding": student.embedding, "hidden": student.hidden, "layers": student.layers}
     return shape if student.kind == "bilstm" else shape | {"heads": student.num_heads}
-
-
-LAST_LINE = [
-    "run_dir",
-    "seconds",
-    "teacher",
-    "student",
-    "baseline",
-    "retention",
-    "retention_interval",
-    "gain",
-    "compression",
-    "latency_ms",
-    "targets",
-    "stages",
-    "report",
-]
-
-
-def summary(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of the last line of stdout, scores by language and type left to report.json."""
-    line = {key: report.get(key) for key in LAST_LINE}
-    for system in ("teacher", "student", "baseline"):
-        entry = report.get(system)
-        line[system] = None if entry is None else _without_details(entry)
-    line["stages"] = [
-        {
-            "name": row["name"],
-            "steps": row["steps"],
-            "seconds": row["seconds"],
-            "dev": row["dev"] and row["dev"]["entity_f1"],
-        }
-        for row in report["stages"]
-    ]
-    return line
-
-
-def _without_details(system: dict[str, Any]) -> dict[str, Any]:
-    """A system's entry with the figures of whole splits only."""
-    scores = {
-        split: {k: v for k, v in system[split].items() if not k.startswith("by_")}
-        for split in ("dev", "test")
-    }
-    return {**system, **scores}

@@ -7,7 +7,7 @@ step. B sentences in a batch, T tokens, N kept tokens, W teacher width, C classe
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -16,41 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xdray.labels import IGNORE_INDEX
-from xdray.padding import pad, token_budget_batches
+from xdray.padding import pad, padded, token_budget_batches
+from xdray.tokenised import Tokens, token_types
 
 HELD_OUT_LIMIT = 10_000
 """Sentences held out at most, so that the held-out set stays in memory whatever the corpus."""
-
-
-class HiddenValues(Protocol):
-    """Hidden states of a shard, in whatever codec."""
-
-    def take(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Rows of these token positions, decoded: (len(index), W)."""
-        ...
-
-
-@dataclass
-class Tokens:
-    """Sentences as flat arrays: N tokens of S sentences, and what is known of each token."""
-
-    ids: NDArray[np.int32]
-    """(N,) token ids, special tokens included."""
-    word_ids: NDArray[np.int32]
-    """(N,) index of the token's word in its sentence, -1 on special tokens."""
-    offsets: NDArray[np.int64]
-    """(S + 1,) where each sentence begins."""
-    logits: NDArray[np.float32] | None = None
-    """(N, C) of the teacher."""
-    hidden: dict[int, HiddenValues] = field(default_factory=dict)
-    """Teacher layer to its states."""
-    labels: NDArray[np.int64] | None = None
-    """(N,) gold label on the first token of each word, else IGNORE_INDEX."""
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """(S,) tokens of each sentence."""
-        return np.diff(self.offsets)
 
 
 class Source(Protocol):
@@ -77,18 +47,38 @@ class Batch:
     """(B, T) int64, padded."""
     attention_mask: Tensor
     """(B, T) int64, 1 on tokens that are there."""
+    token_types: Tensor | None
+    """(B, T) int64, 1 in the second text of a pair; None: there is no pair."""
     kept: Tensor
-    """(N,) int64 positions in the flattened (B, T) of tokens that are scored: no special tokens."""
+    """(N,) int64 positions in the flattened (B, T) of tokens that losses see; special ones among
+    them where the task says so."""
     first: Tensor
-    """(words,) int64 places in `kept` of the first token of each word."""
+    """int64 places in `kept` of the first token of each word; with special ones, of each
+    sentence."""
     logits: Tensor | None
-    """(N, C) float32 of the teacher."""
+    """float32 of the teacher: (N, C), or (B, C) where a sentence has one."""
     hidden: dict[int, Tensor]
     """Teacher layer to (N, W) float32."""
     labels: Tensor | None
-    """(N,) int64, IGNORE_INDEX off the first token of a word."""
+    """(N,) int64, IGNORE_INDEX off the first token of a word; or (B, ...) as the task has them."""
     num_labels: int
-    """Labels that are not IGNORE_INDEX."""
+    """Labels that are not IGNORE_INDEX; sentences where they have one each."""
+
+    def unflatten(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, ...) values of kept tokens put back to (B, T, ...), 0 elsewhere; the mask (B, T)."""
+        batch, length = self.input_ids.shape
+        result = values.new_zeros(batch * length, *values.shape[1:])
+        mask = torch.zeros(batch * length, dtype=torch.int64, device=values.device)
+        mask[self.kept] = 1
+        return (
+            result.index_copy(0, self.kept, values).unflatten(0, (batch, length)),
+            mask.view(batch, length),
+        )
+
+    @property
+    def owners(self) -> Tensor:
+        """(N,) sentence of each kept token."""
+        return self.kept // self.input_ids.shape[1]
 
     def to(self, device: str) -> "Batch":
         """Return the same batch on another device."""
@@ -98,6 +88,7 @@ class Batch:
             self,
             input_ids=self.input_ids.to(device, non_blocking=True),
             attention_mask=self.attention_mask.to(device, non_blocking=True),
+            token_types=None if self.token_types is None else self.token_types.to(device),
             kept=self.kept.to(device, non_blocking=True),
             first=self.first.to(device, non_blocking=True),
             logits=None if self.logits is None else self.logits.to(device, non_blocking=True),
@@ -123,15 +114,15 @@ def collate_many(
     lengths: list[NDArray[np.int64]] = []
     hidden: dict[int, list[NDArray[np.float32]]] = {}
     for tokens, rows in parts:
-        index = _token_index(tokens.offsets, rows)
-        kept = index[tokens.word_ids[index] >= 0]
+        index = tokens.places(rows)
+        kept = index if tokens.keeps_special else index[tokens.word_ids[index] >= 0]
         lengths.append(tokens.offsets[rows + 1] - tokens.offsets[rows])
         ids.append(tokens.ids[index])
         word_ids.append(tokens.word_ids[index])
         if tokens.labels is not None:
-            labels.append(tokens.labels[kept])
+            labels.append(tokens.labels[rows if tokens.sentence_labels else kept])
         if tokens.logits is not None:
-            logits.append(tokens.logits[kept])
+            logits.append(tokens.logits[rows if tokens.sentence_logits else kept])
         for layer, values in tokens.hidden.items():
             hidden.setdefault(layer, []).append(values.take(kept))
     flat = np.concatenate(ids)
@@ -139,30 +130,28 @@ def collate_many(
         flat = id_map[flat]
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
     input_ids, mask, _ = pad(flat, offsets, np.arange(len(offsets) - 1), pad_id)
-    words = np.concatenate(word_ids)
+    words, real = np.concatenate(word_ids), mask.numpy().astype(bool)
+    of_sentences = parts[0][0].keeps_special
+    kept = np.full(len(words), True) if of_sentences else words >= 0
     scored = np.full(mask.shape, False)
-    scored[mask.numpy().astype(bool)] = words >= 0
-    begins = np.diff(words, prepend=-1) != 0
+    scored[real] = kept
+    begins = np.full(len(words), False) if of_sentences else np.diff(words, prepend=-1) != 0
     begins[offsets[:-1]] = True  # word 0 may follow word 0 of the sentence before
     gold = torch.from_numpy(np.concatenate(labels)) if labels else None
+    num_labels = 0
+    if gold is not None:
+        num_labels = len(gold) if parts[0][0].sentence_labels else int((gold != IGNORE_INDEX).sum())
     return Batch(
         input_ids=input_ids,
         attention_mask=mask,
+        token_types=padded(token_types(words, offsets), real),
         kept=torch.from_numpy(np.flatnonzero(scored)),
-        first=torch.from_numpy(np.flatnonzero(begins[words >= 0])),
+        first=torch.from_numpy(np.flatnonzero(begins[kept])),
         logits=torch.from_numpy(np.concatenate(logits)) if logits else None,
         hidden={layer: torch.from_numpy(np.concatenate(parts)) for layer, parts in hidden.items()},
         labels=gold,
-        num_labels=0 if gold is None else int((gold != IGNORE_INDEX).sum()),
+        num_labels=num_labels,
     )
-
-
-def _token_index(offsets: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the flat positions of the tokens of some sentences, sentence after sentence."""
-    lengths = offsets[rows + 1] - offsets[rows]
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total) + np.repeat(offsets[rows] - (ends - lengths), lengths)
 
 
 def id_draws(shard_id: str, rows: int) -> NDArray[np.float64]:

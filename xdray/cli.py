@@ -103,13 +103,15 @@ def _add_evaluate(verbs: Any) -> None:
 
 
 def _add_predict(verbs: Any) -> None:
-    about = "text in, entities with character offsets out"
+    about = "text in, entities, classes, numbers or answers out"
     parser = verbs.add_parser("predict", help=about, description=about)
     parser.add_argument("model", help="a student's folder")
-    parser.add_argument("input", nargs="+", help="text files (.txt .jsonl .parquet) or globs")
+    parser.add_argument("input", nargs="+", help="text files (.txt .jsonl .parquet .json) or globs")
     parser.add_argument("--output", required=True, help="a .jsonl or .parquet file")
     parser.add_argument("--replicas", type=int, default=1, help="predicting actors")
     parser.add_argument("--shard-sentences", type=int, default=4096, help="sentences a call")
+    parser.add_argument("--text", default="text", help="column with the text")
+    parser.add_argument("--pair", help="column with a second text, or the context of a question")
     parser.set_defaults(run=_predict)
 
 
@@ -150,8 +152,8 @@ def _with_plan(args: argparse.Namespace, work: Callable[[Config], Result]) -> Re
 
 def _distill(args: argparse.Namespace) -> Result:
     def work(config: Config) -> Result:
-        from xdray.assessment import summary
         from xdray.distillation import distill
+        from xdray.report import summary
 
         return summary(distill(config, fresh=args.fresh))
 
@@ -202,7 +204,10 @@ def _evaluate(args: argparse.Namespace) -> Result:
 def _predict(args: argparse.Namespace) -> Result:
     from xdray.prediction import predict_files
 
-    return predict_files(args.model, args.input, args.output, args.replicas, args.shard_sentences)
+    columns = {"text": args.text, "pair": args.pair}
+    return predict_files(
+        args.model, args.input, args.output, args.replicas, args.shard_sentences, columns
+    )
 
 
 def _targets(args: argparse.Namespace) -> Result:

@@ -28,11 +28,41 @@ class RunConfig(Section):
 class TaskConfig(Section):
     """What is learnt."""
 
-    kind: Literal["tagging"] = "tagging"
-    """tagging: one tag a word (named entities)."""
+    kind: str = "tagging"
+    """tagging: one tag a word (named entities). classification: one class, or several, of a text or
+    a pair. regression: a number. answering: a span of a context (SQuAD). encoding: no head, hidden
+    states only. Each is a file of xdray/tasks."""
     labels: list[str] | None = None
-    """Tags in the order of their ids, IOB2. null: read from the data (ClassLabel features, or the
-    sorted types of train)."""
+    """Tags (IOB2) or classes in the order of their ids. null: read from the data (ClassLabel
+    features; for tags, the sorted types of train)."""
+    multi_label: bool = False
+    """classification: a text has any number of the classes."""
+    window: int | None = Field(default=None, gt=0)
+    """answering: words of a context that are read at once; null: what fits tokens.max_length."""
+    overlap: int | None = Field(default=None, ge=0)
+    """answering: words that two windows share; null: half of them."""
+    max_answer: int = Field(default=30, gt=0)
+    """answering: tokens of an answer at most."""
+    null_answers: bool = False
+    """answering: some questions have no answer in their context (SQuAD 2.0)."""
+    null_margin: float | None = None
+    """answering: an answer is given where its score beats that of no answer by more than this;
+    null: chosen on dev with null_answers, else one is always given."""
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> "TaskConfig":
+        for name, kind in (
+            ("multi_label", "classification"),
+            ("null_answers", "answering"),
+            ("window", "answering"),
+            ("overlap", "answering"),
+            ("null_margin", "answering"),
+        ):
+            if getattr(self, name) and self.kind != kind:
+                raise ValueError(f"`{name}` is of {kind}, task.kind is '{self.kind}'")
+        if self.window is not None and self.overlap is not None and self.overlap >= self.window:
+            raise ValueError(f"overlap = {self.overlap}, expected less than window = {self.window}")
+        return self
 
 
 class FinetuneConfig(Section):
@@ -63,8 +93,10 @@ class TeacherConfig(Section):
     """The big model."""
 
     model: str | None = None
-    """A fine-tuned token classifier: a folder or a Hub name. null: fine-tune one as `finetune`
+    """A model fine-tuned for the task: a folder or a Hub name. null: fine-tune one as `finetune`
     says, in the run folder."""
+    labels: list[str] | None = None
+    """Names of its labels in the order of its ids, where its config.json has only LABEL_0 ..."""
     finetune: FinetuneConfig | None = None
     """How to make the teacher when `model` is null."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -101,20 +133,30 @@ class TargetsConfig(Section):
 class StudentConfig(Section):
     """The small model."""
 
-    kind: Literal["bilstm", "transformer"] = "bilstm"
-    """bilstm: P1. transformer: ELECTRA's factorised encoder, loads without code of ours."""
+    kind: Literal["bilstm", "transformer", "encoder"] = "bilstm"
+    """bilstm: P1. transformer: ELECTRA's factorised encoder, loads without code of ours. encoder:
+    some layers of a pre-trained one, `start`, with its width and heads."""
     embedding: int = Field(default=50, gt=0)
     """Width E of the token embeddings; drives size (P1 table 16)."""
     hidden: int = Field(default=200, gt=0)
     """bilstm: units H per direction; transformer: width. Drives latency (P1 table 16)."""
     layers: int = Field(default=1, gt=0)
     """LSTM or Transformer layers (P1: one LSTM layer)."""
+    start: str = "teacher"
+    """encoder: what its weights are of: the teacher, or another encoder with the teacher's tokens
+    (a folder, a Hub name or "package:NAME/FOLDER")."""
+    start_layers: list[int] | None = None
+    """encoder: layers of `start`, from 1, that become the student's, in this order; null: `layers`
+    of them, evenly spaced up to the last."""
     heads: int | None = Field(default=None, gt=0)
     """Attention heads (transformer); null: one for each 32 of `hidden`."""
     intermediate: int | None = Field(default=None, gt=0)
     """Width of the feed-forward part (transformer); null: 4 times `hidden`."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """P1 table 13: 0.2 is best."""
+    pooling: Literal["max", "mean", "last"] = "max"
+    """bilstm, one answer a sentence: which states its head sees. max: of each unit over tokens
+    (V1); last: where both directions have read all (V2)."""
     embedding_init: Literal["svd", "random"] = "svd"
     """svd: of the teacher's embeddings (P1 table 7: +1.2 over random)."""
     projection: Literal["gelu_head", "gelu", "linear"] = "gelu_head"
@@ -130,11 +172,18 @@ class StudentConfig(Section):
 
     @model_validator(mode="after")
     def _shape(self) -> "StudentConfig":
-        if self.kind == "bilstm":
-            for name in ("heads", "intermediate"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"`{name}` is of a transformer, student.kind is 'bilstm'")
-        elif self.hidden % self.num_heads:
+        for name, kind in (
+            ("heads", "transformer"),
+            ("intermediate", "transformer"),
+            ("start_layers", "encoder"),
+        ):
+            if getattr(self, name) is not None and self.kind != kind:
+                raise ValueError(f"`{name}` is of kind {kind}, student.kind is '{self.kind}'")
+        if self.start != "teacher" and self.kind != "encoder":
+            raise ValueError(f"`start` is of kind encoder, student.kind is '{self.kind}'")
+        if self.start_layers is not None and len(self.start_layers) != self.layers:
+            raise ValueError(f"start_layers = {self.start_layers}, but layers = {self.layers}")
+        if self.kind == "transformer" and self.hidden % self.num_heads:
             raise ValueError(
                 f"student.heads = {self.num_heads} does not divide student.hidden = {self.hidden}; "
                 f"{_divisors(self.hidden)} do"
@@ -195,8 +244,9 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """What is scored and reported."""
 
-    metric: Literal["entity_f1", "entity_f1_strict", "mean_language_f1"] = "entity_f1"
-    """Decides on dev, and is the base of retention."""
+    metric: str | None = None
+    """Decides on dev, and is the base of retention. null: the task's first (entity_f1, accuracy,
+    spearman, f1)."""
     baseline: bool = True
     """Also train the same student without a teacher."""
     hard_labels: bool = False

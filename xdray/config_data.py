@@ -44,10 +44,11 @@ class SourceConfig(Section):
     """The configurations of the Hub data set, one after the other; null: its default one."""
     split: str | None = None
     """The split of the Hub data set."""
-    format: Literal["auto", "parquet", "jsonl", "text", "conll", "tsv"] = "auto"
-    """auto: by the file's ending (.parquet .jsonl .txt .conll .tsv). text: one sentence a line.
-    conll: word first, tag last, blank line between sentences. tsv: the reference's, words TAB
-    tags."""
+    format: Literal["auto", "parquet", "jsonl", "text", "conll", "tsv", "table", "squad"] = "auto"
+    """auto: by the file's ending (.parquet .jsonl .txt .conll .tsv .json). text: one sentence a
+    line. conll: word first, tag last, blank line between sentences. tsv: the reference's, words TAB
+    tags. table: columns between tabs, quotes are text (GLUE's files). squad: SQuAD's JSON (.json),
+    read whole."""
     language: str | None = None
     """A code for all sentences, or taken from the path: "{stem}" (en.txt), "{parent}"
     (en/train.parquet), "{subset}" (Hub). null: the column `language`, else "und"."""
@@ -57,6 +58,16 @@ class SourceConfig(Section):
     """Column with the list of tags, as names or as ClassLabel ids."""
     text: str = "text"
     """Column with raw text, where there is no column of words."""
+    pair: str | None = None
+    """Column with a second text, read together with the first (premise and hypothesis, question and
+    context); null: none."""
+    label: str = "label"
+    """Column with the class, number or answers of a text; for tasks other than tagging."""
+    header: bool = True
+    """Of a table: its first line names the columns; else they are "1", "2" ..."""
+    rows: list[int | None] | None = Field(default=None, min_length=2, max_length=2)
+    """Only these rows of each file: the first and the one after the last, counted from 0, null: to
+    the end. Cuts one file into splits."""
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +84,24 @@ class SourceConfig(Section):
             raise ValueError("a `hub` source needs its `split`")
         if self.hub is not None and self.format != "auto":
             raise ValueError("`format` goes with `path`, this source is a `hub` data set")
+        if not self.header and self.format != "table":
+            raise ValueError("header: false goes with format: table")
         return self
+
+    @model_validator(mode="after")
+    def _some_rows(self) -> "SourceConfig":
+        if self.rows is not None:
+            first, stop = self.rows
+            if first is None or first < 0 or (stop is not None and stop <= first):
+                raise ValueError(
+                    f"rows = {self.rows}, expected the first row from 0 and a later one (or null)"
+                )
+        return self
+
+    @property
+    def row_range(self) -> tuple[int, int | None] | None:
+        """The same as `rows`."""
+        return None if self.rows is None else (self.rows[0] or 0, self.rows[1])
 
 
 def _as_list(value: Any) -> Any:

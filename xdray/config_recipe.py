@@ -37,9 +37,10 @@ class TermConfig(Section):
     """Of a kl logit loss, times temperature squared; null: 1."""
     layer: int | None = None
     """Teacher layer of a hidden term (0: embedding output); null: recipe.layer."""
-    tokens: Literal["all", "first"] = "all"
-    """Which tokens a logit term compares: all but special ones (P1), or the first of each word,
-    which alone decide its tag."""
+    tokens: Literal["all", "first", "mean"] = "all"
+    """Which tokens a hidden or logit term compares. all: in tagging all but special ones (P1), else
+    all. first: of each word, which alone decide its tag; in other tasks of each sentence, [CLS]
+    (P2). mean: their mean over a sentence, for hidden terms."""
 
     @model_validator(mode="after")
     def _fits(self) -> "TermConfig":
@@ -51,8 +52,10 @@ class TermConfig(Section):
         if (self.loss == "labels") != (self.split == "train"):
             expected = "train" if self.loss == "labels" else "transfer"
             raise ValueError(f"a {self.loss} term reads split '{expected}', not '{self.split}'")
-        if self.tokens == "first" and self.loss in {"hidden", "labels"}:
-            raise ValueError(f"tokens: first goes with a logit term, this one is {self.loss}")
+        if self.tokens != "all" and self.loss == "labels":
+            raise ValueError(f"tokens: {self.tokens} goes with a hidden or logit term, not labels")
+        if self.tokens == "mean" and self.loss != "hidden":
+            raise ValueError(f"tokens: mean goes with a hidden term, this one is {self.loss}")
         if self.layer is not None and self.loss != "hidden":
             raise ValueError(
                 f"layer = {self.layer} goes with a hidden term, this one is {self.loss}"

@@ -12,23 +12,25 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from xdray.config_data import SourceConfig, TransferConfig
 from xdray.errors import ConfigError, CorpusError
-from xdray.labels import LabelSet, is_tag, label_set_of, to_iob2
-from xdray.readers import Place, Row, Span, class_names, expand, format_of, read_rows
+from xdray.labels import LabelSet
+from xdray.places import TABLES, Place, Row, Span, expand, format_of
+from xdray.readers import read_rows
 from xdray.sampling import Draw, share_out
 from xdray.sentences import (
     Sentence,
-    content_of,
     key_of,
     shard_hash,
     shard_id_of,
     squeeze,
     text_keys,
 )
+from xdray.windows import Windows
 
 __all__ = [
     "Labelled",
@@ -36,8 +38,9 @@ __all__ = [
     "Shard",
     "TransferPlan",
     "inline_shards",
+    "labelled_rows",
+    "places_of_sources",
     "plan_transfer",
-    "read_labelled",
     "read_shard",
     "text_keys",
 ]
@@ -70,7 +73,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """The sentences of a labelled split. counts: sentences, repaired_tags, empty (dropped)."""
+    """The sentences of a labelled split. counts: sentences, empty (dropped), and the task's own."""
 
     sentences: list[Sentence]
     labels: LabelSet
@@ -88,48 +91,36 @@ class TransferPlan:
     counts: dict
 
 
-def read_labelled(
-    sources: Sequence[SourceConfig], scheme: str, labels: LabelSet | None, split: str
-) -> Labelled:
-    """Read the tagged sentences of a split; `split` names it in messages and sentence ids.
+def labelled_rows(
+    sources: Sequence[SourceConfig],
+    split: str,
+    gold: str,
+    counts: Counter[str],
+    windows: Windows | None = None,
+) -> Iterator[tuple[Place, Row, str]]:
+    """Yield (place, row, language) of a labelled split; `split` names it in messages.
 
-    labels None: the first ClassLabel names of the sources, else the types of the tags seen.
-    Raises CorpusError on a tag outside the set, words and tags of unequal number, an id twice in
-    one source and language, and on a language without sentences.
+    gold: "tags" or "label". counts: told of the `empty` rows that are dropped. Raises CorpusError
+    on an id twice in one source and language, and on a language without sentences.
     """
-    sentences: list[Sentence] = []
-    tally = Counter(repaired_tags=0, empty=0)
-    seen: dict[str, str] = {}  # tag: where it came first
     ids: dict[tuple[int, str, str | None], str] = {}
     languages: set[str] = set()
-    for source, place in places_of_sources(sources, f"data.{split}"):
+    kept: Counter[str] = Counter()
+    for source, place in places_of_sources(sources, f"data.{split}", windows):
         languages |= {place.language} if place.language else set()
-        names = class_names(place)
-        labels = labels or (_label_set(place, names, scheme) if names else None)
-        names = names or (labels.tags if labels and scheme == "IOB2" else ())
-        for row in read_rows(Span(place), labelled=True):
+        for row in read_rows(Span(place), gold):
             language = place.language or row.language or UNKNOWN_LANGUAGE
             languages.add(language)
-            key, where = (source, language, row.row_id), _where(place, row, 0)
-            if row.row_id is not None and ids.setdefault(key, where) != where:
-                raise CorpusError(f"{where}: id '{row.row_id}' again, it was in {ids[key]}")
-            tags, repaired = to_iob2(_tags_of(place, row, names, scheme), scheme)
+            key, here = (source, language, row.row_id), where(place, row)
+            known = row.row_id is not None and row.part == 0
+            if known and ids.setdefault(key, here) != here:
+                raise CorpusError(f"{here}: id '{row.row_id}' again, it was in {ids[key]}")
             if not squeeze(row.content):
-                tally["empty"] += 1
+                counts["empty"] += 1
                 continue
-            tally["repaired_tags"] += repaired
-            seen |= {tag: _where(place, row, tags.index(tag)) for tag in {*tags} - seen.keys()}
-            name = f"{split}-{len(sentences)}"
-            sentences.append(Sentence(name, language, None, tuple(row.content), tuple(tags)))
-    _refuse_empty(Counter(sentence.language for sentence in sentences), languages, f"data.{split}")
-    labels = labels or label_set_of(set(seen))
-    for tag, where in seen.items():
-        if tag not in labels.tags:
-            raise CorpusError(
-                f"{where}: tag '{tag}', expected one of {' '.join(labels.tags)}; correct the file, "
-                "task.labels or data.scheme"
-            )
-    return Labelled(sentences, labels, {"sentences": len(sentences), **tally})
+            kept[language] += 1
+            yield place, row, language
+    _refuse_empty(kept, languages, f"data.{split}")
 
 
 def inline_shards(sentences: Sequence[Sentence], shard_sentences: int) -> list[Shard]:
@@ -138,7 +129,7 @@ def inline_shards(sentences: Sequence[Sentence], shard_sentences: int) -> list[S
     copies: Counter[str] = Counter()
     for start in range(0, len(sentences), shard_sentences):
         part = sentences[start : start + shard_sentences]
-        shard_id, copy = shard_id_of([(s.language, content_of(s)) for s in part], copies)
+        shard_id, copy = shard_id_of([(s.language, s.content) for s in part], copies)
         named = (replace(s, sentence_id=f"{shard_id[:16]}-{i}") for i, s in enumerate(part))
         shards.append(Shard(shard_id, len(part), copy=copy, sentences=tuple(named)))
     return shards
@@ -159,25 +150,31 @@ def read_shard(shard: Shard) -> list[Sentence]:
     except CorpusError as error:
         contents, shard_id, reason = [], "", str(error)
     if shard_id != shard.shard_id:
-        unit = "rows" if shard.span.place.format in {"parquet", "hub"} else "bytes"
+        unit = "rows" if shard.span.place.format in TABLES else "bytes"
         raise CorpusError(
             f"{shard.span.place}: {unit} {shard.span.start} to {shard.span.stop} changed since the "
             f"text was planned ({reason}); put the file back, or run the command again"
         )
-    parts = [(c, None) if isinstance(c, str) else (None, c) for c in contents]
-    ids = (f"{shard_id[:16]}-{row}" for row in itertools.count())
-    return [Sentence(next(ids), shard.language, text, words) for text, words in parts]
+    return [
+        Sentence(f"{shard_id[:16]}-{row}", shard.language, content)
+        for row, content in enumerate(contents)
+    ]
 
 
 def plan_transfer(
-    transfer: TransferConfig, excluded: frozenset[int], shard_sentences: int, seed: int
+    transfer: TransferConfig,
+    excluded: frozenset[int],
+    shard_sentences: int,
+    seed: int,
+    windows: Windows | None = None,
 ) -> TransferPlan:
     """Choose the transfer sentences and cut them into shards; the text itself is not kept.
 
     excluded: `text_keys` of dev and test; sentences among them are dropped and counted. With caps
     a first pass counts each language, and the choice is a uniform draw of the exact number.
     """
-    places = [place for _, place in places_of_sources(transfer.sources, "data.transfer")]
+    found = places_of_sources(transfer.sources, "data.transfer", windows)
+    places = [place for _, place in found]
     draws = _draws(transfer, places, excluded, seed)
     tallies: dict[str, Counter[str]] = defaultdict(Counter)
     copies: Counter[str] = Counter()
@@ -263,13 +260,19 @@ def _shard(
     mask[[index - begin for index, _ in rows]] = True
     kept = zlib.compress(np.packbits(mask).tobytes())
     shard_id, copy = shard_id_of([(language, row.content) for _, row in rows], copies)
-    span = Span(place, first.start, last.stop, first.number)
+    span = Span(place, first.start, last.stop, first.number, first.part)
     return Shard(shard_id, len(rows), language, span, kept, copy)
 
 
-def places_of_sources(sources: Sequence[SourceConfig], where: str) -> list[tuple[int, Place]]:
+def places_of_sources(
+    sources: Sequence[SourceConfig], where: str, windows: Windows | None = None
+) -> list[tuple[int, Place]]:
     """Files and subsets of the sources, each with the number of its source."""
-    found = [(number, p) for number, source in enumerate(sources) for p in _places_of(source)]
+    found = [
+        (number, replace(place, windows=windows))
+        for number, source in enumerate(sources)
+        for place in _places_of(source)
+    ]
     for place, times in Counter(replace(place, language=None) for _, place in found).items():
         if times > 1:
             raise CorpusError(f"{where}: {place} is read {times} times; let one source name it")
@@ -278,16 +281,22 @@ def places_of_sources(sources: Sequence[SourceConfig], where: str) -> list[tuple
 
 def _places_of(source: SourceConfig) -> Iterator[Place]:
     columns = (source.words, source.tags, source.text)
+    more: dict[str, Any] = {
+        "pair": source.pair,
+        "label": source.label,
+        "header": source.header,
+        "rows": source.row_range,
+    }
     if source.hub is not None:
         name = str(Path(source.hub).absolute()) if Path(source.hub).is_dir() else source.hub
         for subset in source.subsets or [None]:
             language = _language(source, {"subset": subset} if subset else {})
-            yield Place(name, "hub", *columns, language, subset, source.split)
+            yield Place(name, "hub", *columns, language, subset, source.split, **more)
     for path in expand(source.path) if source.path is not None else []:
         kind = format_of(path) if source.format == "auto" else source.format
         pure = PurePosixPath(path.partition("?")[0] if "://" in path else path)
         language = _language(source, {"stem": pure.stem, "parent": pure.parent.name})
-        yield Place(path, kind, *columns, language)
+        yield Place(path, kind, *columns, language, **more)
 
 
 def _language(source: SourceConfig, values: dict[str, str]) -> str | None:
@@ -310,37 +319,6 @@ def _refuse_empty(counts: Mapping[str, int], languages: Iterable[str], where: st
         )
 
 
-def _label_set(place: Place, names: list[str], scheme: str) -> LabelSet:
-    foreign = [name for name in names if not is_tag(name, scheme)]
-    if foreign:
-        raise CorpusError(
-            f"{place}: ClassLabel '{foreign[0]}' of '{place.tags}' is no tag of {scheme}; set "
-            "data.scheme, or name the column in the source's `tags`"
-        )
-    whole = label_set_of(set(names))
-    as_is = scheme == "IOB2" or set(names) == set(whole.tags)
-    return LabelSet(tuple(names)) if as_is else whole
-
-
-def _tags_of(place: Place, row: Row, names: Sequence[str], scheme: str) -> list[str]:
-    """Tags of a row by name, one a word, in the scheme of the files."""
-    given = row.tags or []
-    if len(given) != len(row.content):
-        found = f"{place}:{row.number}: {len(row.content)} words and {len(given)} tags"
-        raise CorpusError(f"{found}, expected a tag for each word; correct the file")
-    tags: list[str] = []
-    for index, tag in enumerate(given):
-        name = names[tag] if isinstance(tag, int) and 0 <= tag < len(names) else tag
-        if not isinstance(name, str) or not is_tag(name, scheme):
-            allowed = f"one of {' '.join(names)}" if names else f"tags of {scheme} by name"
-            raise CorpusError(
-                f"{_where(place, row, index)}: tag {name!r}, expected {allowed}; correct the file, "
-                "data.scheme or task.labels"
-            )
-        tags.append(name)
-    return tags
-
-
-def _where(place: Place, row: Row, index: int) -> str:
+def where(place: Place, row: Row, index: int = 0) -> str:
     """File and line of a word: in CoNLL each has its own."""
     return f"{place}:{row.number + (index if place.format == 'conll' else 0)}"

@@ -12,10 +12,9 @@ from xdray.annotation import Annotated, annotate
 from xdray.assessment import assess_split, score_model, systems_report, weigh_and_time
 from xdray.cluster import Cluster, fit_on_workers, plan_resources
 from xdray.config import Config
-from xdray.corpus import Labelled, TransferPlan, plan_transfer, read_labelled, text_keys
+from xdray.corpus import Labelled, TransferPlan, plan_transfer, text_keys
 from xdray.errors import ConfigError
 from xdray.header import ModelHeader, read_header
-from xdray.labels import LabelSet
 from xdray.learning import (
     Lesson,
     control_epochs,
@@ -38,6 +37,7 @@ from xdray.stages import (
 from xdray.starts import prepare_start
 from xdray.storage import fingerprint
 from xdray.student import check_saved, load_student, save_student
+from xdray.task import Task, load_task, with_labels
 from xdray.teacher import best_dtype, default_device, model_folder, save_finetuned
 from xdray.tokens import fingerprint as tokenizer_fingerprint
 from xdray.tokens import load_tokenizer
@@ -49,7 +49,8 @@ Report = dict[str, Any]
 class Corpus:
     """The text of a run: labelled in memory, unlabelled as shards to read."""
 
-    labels: LabelSet
+    task: Task
+    """With its labels."""
     splits: dict[str, Labelled]
     transfer: TransferPlan
     fingerprint: str
@@ -69,8 +70,9 @@ def distill(config: Config, *, fresh: bool = False) -> Report:
         corpus = read_corpus(run)
         teacher = make_teacher(run, cluster, corpus)  # fine-tuned here, or the folder given
         targets = annotate_all(run, cluster, corpus, teacher, needed_layers(stages))
+        train_text = corpus.splits["train"].sentences
         start = prepare_start(
-            config, run.path("start"), teacher, targets.transfer, corpus.splits["train"].sentences
+            config, run.path("start"), teacher, corpus.task, targets.transfer, train_text
         )
         lesson = make_lesson(run, corpus, targets, header, start, stages, "")
         rows = train(run, cluster, lesson)
@@ -81,23 +83,31 @@ def distill(config: Config, *, fresh: bool = False) -> Report:
 def read_corpus(run: Run) -> Corpus:
     """Read the labelled splits, and cut the transfer text into shards without dev and test text.
 
-    Test labels are only checked to be of the tag set; they are scored at the very end.
+    Test labels are only checked to be of the label set; they are scored at the very end.
     """
-    data, scheme = run.config.data, run.config.data.scheme
-    given = run.config.task.labels
-    train = read_labelled(data.train, scheme, LabelSet(tuple(given)) if given else None, "train")
+    data, task = run.config.data, load_task(run.config)
+    train = task.read(data.train, "train")
+    task = with_labels(task, train.labels)
     splits = {"train": train}
     for split in ("dev", "test"):
-        splits[split] = read_labelled(getattr(data, split), scheme, train.labels, split)
+        splits[split] = task.read(getattr(data, split), split)
     keys = text_keys(splits["dev"].sentences) | text_keys(splits["test"].sentences)
     transfer = plan_transfer(
-        data.transfer, keys, run.config.targets.shard_sentences, run.config.run.seed
+        data.transfer,
+        keys,
+        run.config.targets.shard_sentences,
+        run.config.run.seed,
+        task.windows,
     )
     for split, labelled in splits.items():
         run.console.say(f"{split}: {_counts(labelled.counts)}")
     run.console.say(f"transfer: {_counts(transfer.counts)}")
-    decisive = [[s.words, s.tags] for name in ("train", "dev") for s in splits[name].sentences]
-    return Corpus(train.labels, splits, transfer, fingerprint(decisive))
+    decisive = [
+        [str(its.content), str(its.gold)]
+        for name in ("train", "dev")
+        for its in splits[name].sentences
+    ]
+    return Corpus(task, splits, transfer, fingerprint(decisive))
 
 
 def _counts(counts: dict[str, Any]) -> str:
@@ -121,7 +131,7 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
         return str(folder)
     lesson = Lesson(
         config=settled(run),
-        labels=corpus.labels.tags,
+        task=corpus.task,
         stages=(finetune_stage(config),),
         base=base,
         start=encoder,
@@ -132,7 +142,7 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
         threads=plan_resources(config, None).threads_per_worker,
     )
     train(run, cluster, lesson, loop=finetune)
-    save_finetuned(lesson.start, corpus.labels, run.path("finetuning"), folder, fresh)
+    save_finetuned(lesson.start, corpus.task, run.path("finetuning"), folder, fresh)
     run.write_json("teacher.json", key)
     return str(folder)
 
@@ -142,7 +152,7 @@ def annotate_all(
 ) -> Annotated:
     """Run the teacher over the transfer text, and over dev and test to score it, once."""
     scored = {split: corpus.splits[split].sentences for split in ("dev", "test")}
-    found = annotate(run, cluster, teacher, corpus.labels, layers, corpus.transfer.shards, scored)
+    found = annotate(run, cluster, teacher, corpus.task, layers, corpus.transfer.shards, scored)
     counts = corpus.transfer.counts
     found.facts["rejected"] = counts["empty"] + counts["duplicates"]
     return found
@@ -164,12 +174,12 @@ def make_lesson(
         tokenizer=tokenizer_fingerprint(load_tokenizer(str(start))),
         targets=targets.transfer.fingerprint,
         data=corpus.fingerprint,
-        labels=corpus.labels.tags,
+        task=corpus.task,
     )
     other = config.run.start_from
     return Lesson(
         config=config,
-        labels=corpus.labels.tags,
+        task=corpus.task,
         stages=tuple(stages),
         base=base,
         start=str(start),
@@ -249,21 +259,19 @@ def assess(
     started: float,
 ) -> Report:
     """Score, save and weigh the student, and write the report. Test is scored here only."""
-    config, labels = run.config, corpus.labels
+    config, task = run.config, corpus.task
     tokenizers = (load_tokenizer(teacher), load_tokenizer(lesson.start))
     student = finished_student(lesson, tokenizers[1])
     systems = {"student": student}
     systems |= {name: finished_student(its, tokenizers[1]) for name, (its, _) in controls.items()}
     run.console.say("scoring dev and test")
-    dev, test = (
-        assess_split(config, split, labels, view, systems, tokenizers)
-        for split, view in (("dev", targets.dev), ("test", targets.test))
-    )
-    student.model.config.word_rule = config.tokens.words  # for predict
+    dev = assess_split(config, "dev", task, targets.dev, systems, tokenizers, None)
+    test = assess_split(config, "test", task, targets.test, systems, tokenizers, dev)
+    student.model.config.update(task.saved(dev.chosen["student"]))  # for predict
     save_student(student, tokenizers[1], run.path("student"))
-    reloaded = load_student(run.path("student"))
+    reloaded = load_student(run.path("student"), task.model_class)
     check_saved(student, reloaded, run.path("student"))
-    costs = weigh_and_time(config, labels, teacher, str(run.path("student")), reloaded)
+    costs = weigh_and_time(config, task, teacher, str(run.path("student")), reloaded)
     report: Report = {
         "job": "distill",
         "status": "done",
@@ -271,10 +279,10 @@ def assess(
         "seconds": round(time.monotonic() - started, 2),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,
-        **systems_report(config, labels, teacher, dev, test, costs),
+        **systems_report(config, task, teacher, dev, test, costs),
         "targets": targets.facts,
         "evaluation": {
-            "metric": config.evaluation.metric,
+            "metric": task.metric,
             "teacher_forward_rows": targets.evaluation_forward_rows,
             "cut_words": {"dev": dev.cut_words, "test": test.cut_words},
         },

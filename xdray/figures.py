@@ -100,6 +100,11 @@ def plain(value: Any) -> str:
     return NONE if value is None else f"{value:,}" if is_count else str(value)
 
 
+def metrics_of(report: Report) -> Mapping[str, str]:
+    """Return the titles of the task's metrics by name, of those that were scored."""
+    return at(report, "task.metrics") or METRICS
+
+
 def metric_of(report: Report) -> str:
     """Return the metric that decides on dev and is the base of retention."""
     return at(report, "evaluation.metric") or "entity_f1"
@@ -117,10 +122,11 @@ def languages_of(report: Report) -> list[str]:
 
 
 def language_score(report: Report, system: str, language: str) -> float | None:
-    """F1 of a system in one language, in the run's mode; None where no entity was to be found."""
-    key = "entity_f1_strict" if metric_of(report) == "entity_f1_strict" else "entity_f1"
-    scores = (at(report, f"{system}.test.by_language") or {}).get(language)
-    return at(scores, key) if at(scores, "entities") else None
+    """The metric of a system in one language; None where no entity was to be found."""
+    scores = (at(report, f"{system}.test.by_language") or {}).get(language) or {}
+    if scores.get("entities") == 0:
+        return None
+    return scores.get(metric_of(report), scores.get("entity_f1"))
 
 
 def kept(report: Report, language: str) -> float | None:
@@ -161,7 +167,7 @@ def comparison(report: Report) -> tuple[Head, Rows]:
     """Scores on test, sizes and latency: a column a system, the last says what they mean."""
     systems = systems_of(report)
     several = len(languages_of(report)) > 1
-    metrics = sorted(METRICS, key=lambda metric: metric != metric_of(report))
+    metrics = sorted(metrics_of(report), key=lambda metric: metric != metric_of(report))
     rows = [
         _score_row(report, systems, metric)
         for metric in metrics
@@ -185,7 +191,7 @@ def _score_row(report: Report, systems: Sequence[str], metric: str) -> list[str]
         percent(value) + (f" ± {percent(at(report, f'{s}.test.{spread}'))}" if spread else "")
         for s, value in values.items()
     ]
-    return [METRICS[metric], *cells, f"{told} {bounds}".strip()]
+    return [metrics_of(report)[metric], *cells, f"{told} {bounds}".strip()]
 
 
 def _cost_rows(report: Report, systems: Sequence[str]) -> Rows:

@@ -1,4 +1,4 @@
-"""The BIO tag set: order, ids, what may follow what, and how other schemes are read into it."""
+"""Labels in the order of their ids; BIO tags: what may follow what, other schemes read into it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,48 +17,55 @@ def split_tag(tag: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The tags of a task in the order of their ids, IOB2 once read."""
+    """The labels of a task in the order of their ids."""
 
-    tags: tuple[str, ...]
+    names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Refuse a set that cannot be IOB2."""
-        if len(set(self.tags)) != len(self.tags):
-            raise ConfigError(f"task.labels: {list(self.tags)} names a tag twice; name each once")
-        if OUTSIDE not in self.tags:
-            raise ConfigError(f"task.labels: {list(self.tags)} lacks 'O', the tag outside entities")
-        for tag in self.tags:
-            prefix, kind = split_tag(tag)
-            if tag != OUTSIDE and (prefix not in {"B", "I"} or not kind):
-                raise ConfigError(f"task.labels: '{tag}' is not 'O', 'B-TYPE' or 'I-TYPE'")
+        """Refuse a label that stands twice."""
+        if len(set(self.names)) != len(self.names):
+            raise ConfigError(f"task.labels: {list(self.names)} names one twice; name each once")
 
     def __len__(self) -> int:
-        """Return the number of tags."""
-        return len(self.tags)
+        """Return the number of labels."""
+        return len(self.names)
 
     @property
     def ids(self) -> dict[str, int]:
-        """Tag to label id."""
-        return {tag: index for index, tag in enumerate(self.tags)}
+        """Label to id."""
+        return {name: index for index, name in enumerate(self.names)}
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Label id to tag, as a transformers configuration keeps it."""
-        return dict(enumerate(self.tags))
+        """Label of each id, as a transformers configuration keeps it."""
+        return dict(enumerate(self.names))
 
     def mapping_from(self, other: Sequence[str], where: str) -> list[int]:
-        """Positions in `other` of this set's tags, so that `logits[..., mapping]` is in our order.
+        """Positions in `other` of these labels, so that `logits[..., mapping]` is in our order.
 
-        Raises ConfigError when the two sets differ, naming the tags that only one side has.
+        Raises ConfigError when the two sets differ, naming the labels that only one side has.
         """
-        ours, theirs = set(self.tags), set(other)
-        if ours != theirs or len(other) != len(self.tags):
+        ours, theirs = set(self.names), set(other)
+        if ours != theirs or len(other) != len(self.names):
             raise ConfigError(
-                f"{where}: labels {list(other)}, expected {list(self.tags)} in any order "
+                f"{where}: labels {list(other)}, expected {list(self.names)} in any order "
                 f"(only there: {sorted(theirs - ours)}, only here: {sorted(ours - theirs)}); "
-                "fine-tune the teacher on this tag set or change task.labels"
+                "fine-tune the teacher on these or change task.labels; where the teacher knows "
+                "only LABEL_0, LABEL_1 ..., name them in its order in teacher.labels"
             )
-        return [list(other).index(tag) for tag in self.tags]
+        return [list(other).index(name) for name in self.names]
+
+
+def tag_set(names: Sequence[str]) -> LabelSet:
+    """Return a set of IOB2 tags. Raises ConfigError for one that cannot be IOB2."""
+    labels = LabelSet(tuple(names))
+    if OUTSIDE not in names:
+        raise ConfigError(f"task.labels: {list(names)} lacks 'O', the tag outside entities")
+    for tag in names:
+        prefix, kind = split_tag(tag)
+        if tag != OUTSIDE and (prefix not in {"B", "I"} or not kind):
+            raise ConfigError(f"task.labels: '{tag}' is not 'O', 'B-TYPE' or 'I-TYPE'")
+    return labels
 
 
 def label_set_of(tags: set[str]) -> LabelSet:

@@ -3,7 +3,9 @@
 import abc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
@@ -12,8 +14,14 @@ class Learner(nn.Module, abc.ABC):
     """What can be trained: a student, or a teacher that is fine-tuned."""
 
     @abc.abstractmethod
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) each -> hidden states in the teacher's width (B, T, W), logits (B, T, C)."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T) each -> hidden states in the teacher's width (B, T, W), logits.
+
+        token_types: 1 in the second text of a pair; None: there is none. Logits are (B, T, C), or
+        (B, C) where a sentence has one row.
+        """
 
     @abc.abstractmethod
     def groups(self) -> dict[str, list[nn.Parameter]]:
@@ -22,6 +30,23 @@ class Learner(nn.Module, abc.ABC):
     @abc.abstractmethod
     def reset_head(self, seed: int) -> None:
         """Give the head fresh weights."""
+
+
+def model_inputs(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor | None
+) -> dict[str, Tensor]:
+    """Arguments that every family of encoders takes, token types for those that know several."""
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if token_types is not None and getattr(model.config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = token_types
+    return inputs
+
+
+def logits_of(output: Any) -> Tensor:
+    """Logits of a model with any head: of an answer (B, T, 2), start and end."""
+    if "start_logits" in output:
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    return output.logits
 
 
 @contextmanager

@@ -18,26 +18,20 @@ from torch import Tensor
 from torch import distributed as dist
 from transformers import PreTrainedTokenizerFast
 
-from xdray.batches import BatchPlan, Loader, Tokens
+from xdray.batches import BatchPlan, Loader
 from xdray.config import Config
 from xdray.console import Console
-from xdray.corpus import Sentence, read_labelled
-from xdray.evaluation import entity_scores
-from xdray.labels import LabelSet
+from xdray.corpus import Sentence
+from xdray.forwarding import predict_logits
 from xdray.learner import Learner
 from xdray.sessions import Session
 from xdray.stage_files import load_last
 from xdray.stages import Stage, chain_keys
 from xdray.student import Student, build_student
 from xdray.targets import TargetView, hidden_part
-from xdray.tasks.tagging import (
-    decode_tags,
-    predict_logits,
-    token_labels,
-    tokenise,
-    words_and_tags,
-)
+from xdray.task import Task
 from xdray.teacher import TeacherLearner
+from xdray.tokenised import Tokens
 from xdray.tokens import load_tokenizer, pad_id_of
 from xdray.training import Training, run_stages
 
@@ -51,7 +45,7 @@ class Lesson:
     """What is taught, by the files it is made from."""
 
     config: Config
-    labels: tuple[str, ...]
+    task: Task
     stages: tuple[Stage, ...]
     base: dict[str, Any]
     """All that decides the weights beside the stages: hashed into the stages' keys."""
@@ -70,7 +64,7 @@ class Lesson:
 
 
 def lesson_base(
-    config: Config, *, tokenizer: str, targets: str, data: str, labels: Sequence[str]
+    config: Config, *, tokenizer: str, targets: str, data: str, task: Task
 ) -> dict[str, Any]:
     """Return a lesson's `base`. tokenizer (the student's), targets, data: fingerprints."""
     training = config.training.model_dump(mode="json")
@@ -79,13 +73,14 @@ def lesson_base(
     return {
         "student": config.student.model_dump(mode="json"),
         "training": training,
-        "metric": config.evaluation.metric,
+        "task": config.task.model_dump(mode="json"),
+        "metric": task.metric,
         "max_length": config.tokens.max_length,
         "tokenizer": tokenizer,
         "targets": targets,
         "codec": config.targets.codec,
         "data": data,
-        "labels": labels,
+        "labels": task.labels.names,
         "seed": config.run.seed,
     }
 
@@ -113,10 +108,9 @@ class LabelledSource:
 class TargetSource:
     """Transfer sentences with what the teacher said, read from the store."""
 
-    def __init__(self, view: TargetView, codec: str) -> None:
+    def __init__(self, view: TargetView, codec: str, task: Task) -> None:
         """Take the shards of a view, hidden states in one codec."""
-        self.view = view
-        self.codec = codec
+        self.view, self.codec, self.task = view, codec, task
 
     def shard_lengths(self) -> Sequence[NDArray[np.uint16]]:
         """Tokens of each sentence, by shard."""
@@ -129,74 +123,74 @@ class TargetSource:
     def load(self, shard: int, layers: Sequence[int]) -> Tokens:
         """Read one shard's tokens, logits and these layers."""
         parts = ["logits", *(hidden_part(layer, self.codec) for layer in layers)]
-        return self.view.load_shard(shard, parts)
+        return self.task.mark(self.view.load_shard(shard, parts))
 
 
 class Scorer:
-    """Scores a model on labelled sentences; each rank predicts its share of them."""
+    """Scores a model on labelled sentences; each rank reads its share of them."""
 
     def __init__(
         self,
         sentences: Sequence[Sentence],
         tokenizer: PreTrainedTokenizerFast,
-        labels: LabelSet,
-        config: Config,
+        task: Task,
         session: Session,
     ) -> None:
         """Tokenise this rank's share once."""
-        self.words, self.tags = words_and_tags(sentences, config.tokens.words)
-        self.languages = [sentence.language for sentence in sentences]
-        self.labels = labels
-        self.session = session
+        self.task, self.session = task, session
+        self.golds, self.languages = task.golds(sentences), task.languages(sentences)
         self.pad_id = pad_id_of(tokenizer)
-        self.mine = range(session.rank, len(sentences), session.world_size)
-        mine = [self.words[row] for row in self.mine]
-        self.tokens, self.cut_words = tokenise(tokenizer, mine, config.tokens.max_length)
+        units = task.units(sentences)
+        self.mine = [its for its, unit in zip(sentences, units, strict=True) if self._is_mine(unit)]
+        self.tokens, self.cut_words = task.tokens(tokenizer, self.mine)
+
+    def _is_mine(self, unit: int) -> bool:
+        return unit % self.session.world_size == self.session.rank
 
     def logits(self, model: Learner) -> NDArray[np.float32]:
-        """(N, C) of this rank's tokens."""
+        """Logits of this rank's tokens (N, C), or sentences (S, C)."""
         model.eval()
         device = self.session.device
         model.to(device)
 
-        def forward(input_ids: Tensor, mask: Tensor) -> Tensor:
-            return model(input_ids.to(device), mask.to(device))[1]
+        def forward(input_ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
+            types = None if types is None else types.to(device)
+            return model(input_ids.to(device), mask.to(device), types)[1]
 
         return predict_logits(
-            forward, self.tokens, SCORING_TOKENS, self.pad_id, num_labels=len(self.labels)
+            forward, self.tokens, SCORING_TOKENS, self.pad_id, num_labels=len(self.task.labels)
         )
 
-    def predict(self, model: Learner) -> list[list[str]]:
-        """Tags of all sentences, in order, on every rank."""
-        num_words = [len(self.words[row]) for row in self.mine]
-        mine = decode_tags(self.logits(model), self.tokens, num_words, self.labels)
+    def predict(self, model: Learner) -> list[Any]:
+        """What is said of each unit, not yet decided, in order, on every rank."""
+        mine = self.task.decode(self.logits(model), self.tokens, self.mine)
         if self.session.world_size == 1:
             return mine
         shares: list[Any] = [None] * self.session.world_size
         dist.all_gather_object(shares, mine)
-        predicted: list[list[str]] = [[]] * len(self.words)
+        predicted: list[Any] = [None] * len(self.golds)
         for rank, share in enumerate(shares):
             predicted[rank :: self.session.world_size] = share
         return predicted
 
     def __call__(self, model: Learner) -> dict[str, Any]:
         """Scores, the same on every rank."""
-        return entity_scores(
-            [list(tags) for tags in self.tags], self.predict(model), self.languages
-        )
+        predicted = self.predict(model)
+        decided = self.task.decide(predicted, self.task.choose(self.golds, predicted))
+        return self.task.scores(self.golds, decided, self.languages)
 
 
 def learn(
     lesson: Lesson, session: Session, on_epoch: OnEpoch | None = None
 ) -> list[dict[str, Any]]:
     """Train one student through the lesson's stages; returns a row a stage."""
-    config, labels = lesson.config, LabelSet(lesson.labels)
+    config = lesson.config
     tokenizer = load_tokenizer(lesson.start)
     student = start_student(lesson, tokenizer)
     id_map = np.load(Path(lesson.start) / "student_ids.npy")
     transfer = None
     if lesson.view is not None:
-        transfer = TargetSource(TargetView.load(lesson.view), config.targets.codec)
+        transfer = TargetSource(TargetView.load(lesson.view), config.targets.codec, lesson.task)
 
     def plan_of(stage: Stage, split: str, train: LabelledSource) -> Loader:
         source = train if split == "train" else transfer
@@ -214,22 +208,22 @@ def learn(
             plan, stage.layers, pad_id_of(tokenizer), mapping, session.rank, session.world_size
         )
 
-    return _run(lesson, session, student, tokenizer, labels, plan_of, on_epoch)
+    return _run(lesson, session, student, tokenizer, plan_of, on_epoch)
 
 
 def finetune(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
     """Fine-tune a teacher on the labels, by the same loop; saves nothing but its stage."""
-    config, labels = lesson.config, LabelSet(lesson.labels)
+    config = lesson.config
     tokenizer = load_tokenizer(lesson.start)
     assert config.teacher.finetune is not None
     fresh = config.teacher.finetune.fresh
-    teacher = TeacherLearner.from_encoder(lesson.start, labels, config.run.seed, fresh)
+    teacher = TeacherLearner.from_encoder(lesson.start, lesson.task, config.run.seed, fresh)
 
     def plan_of(stage: Stage, split: str, train: LabelledSource) -> Loader:
         plan = BatchPlan(train, stage.batch_tokens, 1, seed=config.run.seed)
         return Loader(plan, (), pad_id_of(tokenizer), None, session.rank, session.world_size)
 
-    return _run(lesson, session, teacher, tokenizer, labels, plan_of)
+    return _run(lesson, session, teacher, tokenizer, plan_of)
 
 
 def _run(
@@ -237,16 +231,15 @@ def _run(
     session: Session,
     learner: Learner,
     tokenizer: PreTrainedTokenizerFast,
-    labels: LabelSet,
     plan_of: Callable[[Stage, str, LabelledSource], Loader],
     on_epoch: OnEpoch | None = None,
 ) -> list[dict[str, Any]]:
     if session.device == "cpu":
         torch.set_num_threads(lesson.threads)
-    config = lesson.config
-    train_tokens, cut_words = labelled_tokens(config, "train", tokenizer, labels)
+    config, task = lesson.config, lesson.task
+    train_tokens, cut_words = labelled_tokens(config, "train", tokenizer, task)
     train = LabelledSource(train_tokens)
-    dev = read_labelled(config.data.dev, config.data.scheme, labels, "dev").sentences
+    dev = task.read(config.data.dev, "dev").sentences
     log_file = Path(config.run.folder) / "log.txt" if session.rank == 0 else None
     console = Console(log_file, quiet=lesson.quiet or session.rank > 0)
 
@@ -259,11 +252,11 @@ def _run(
         training = Training(
             stages=lesson.stages,
             keys=chain_keys(lesson.stages, lesson.base),
+            task=task,
             settings=config.training,
             seed=config.run.seed,
-            metric=config.evaluation.metric,
             loaders=loaders,
-            score=Scorer(dev, tokenizer, labels, config, session),
+            score=Scorer(dev, tokenizer, task, session),
             folder=Path(lesson.folder),
             start_from=None if lesson.start_from is None else Path(lesson.start_from),
             session=session,
@@ -274,14 +267,12 @@ def _run(
 
 
 def labelled_tokens(
-    config: Config, split: str, tokenizer: PreTrainedTokenizerFast, labels: LabelSet
+    config: Config, split: str, tokenizer: PreTrainedTokenizerFast, task: Task
 ) -> tuple[Tokens, int]:
-    """Tokens of a labelled split, labels on the first token of each word; words cut off."""
-    sources = getattr(config.data, split)
-    sentences = read_labelled(sources, config.data.scheme, labels, split).sentences
-    words, tags = words_and_tags(sentences, config.tokens.words)
-    tokens, cut_words = tokenise(tokenizer, words, config.tokens.max_length)
-    tokens.labels = token_labels(tokens, tags, labels)
+    """Tokens of a labelled split with gold, and the number of words cut off."""
+    sentences = task.read(getattr(config.data, split), split).sentences
+    tokens, cut_words = task.tokens(tokenizer, sentences)
+    tokens.labels = task.label_array(tokens, sentences)
     return tokens, cut_words
 
 
@@ -289,15 +280,17 @@ def start_student(lesson: Lesson, tokenizer: PreTrainedTokenizerFast) -> Student
     """Build the student of a lesson as it is before its first stage."""
     config = lesson.config
     path = Path(lesson.start) / "embeddings.safetensors"
+    encoder = Path(lesson.start) / "encoder"
     return build_student(
         config.student,
         vocab_size=len(tokenizer),
         teacher_width=lesson.teacher_width,
-        labels=LabelSet(lesson.labels),
+        task=lesson.task,
         pad_token_id=pad_id_of(tokenizer),
         max_length=config.tokens.max_length,
         embeddings=load_file(path)["embeddings"] if path.is_file() else None,
         seed=config.run.seed,
+        encoder=str(encoder) if encoder.is_dir() else None,
     )
 
 
@@ -315,7 +308,7 @@ def control_epochs(lesson: Lesson, rows: Sequence[Mapping[str, Any]], loss: str)
     with_labels = {stage.name for stage in lesson.stages if stage.by_dev}
     steps = sum(row["steps"] for row in rows if row["name"] in with_labels)
     tokenizer = load_tokenizer(lesson.start)
-    tokens, _ = labelled_tokens(config, "train", tokenizer, LabelSet(lesson.labels))
+    tokens, _ = labelled_tokens(config, "train", tokenizer, lesson.task)
     source = LabelledSource(tokens)
     training = config.training
     plan = BatchPlan(

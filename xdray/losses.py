@@ -58,3 +58,50 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(
         logits.float(), labels, reduction="sum", ignore_index=IGNORE_INDEX
     )
+
+
+def binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy in nats, mean over classes, for labels that do not exclude each other.
+
+    logits: (B, C). labels: (B, C) float32, 1 where they are.
+    """
+    error = functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
+    return error / logits.shape[-1]
+
+
+def soft_binary_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """KL from the teacher's probability of each class to the student's, in nats, mean over classes.
+
+    logits, teacher_logits: (B, C). Times temperature**2 as `soft_target_loss`.
+    """
+    ours, theirs = (
+        torch.stack([its.float(), torch.zeros_like(its, dtype=torch.float32)], dim=-1)
+        for its in (logits, teacher_logits)
+    )
+    return soft_target_loss(ours, theirs, temperature) / logits.shape[-1]
+
+
+def span_loss(logits: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of where an answer starts and ends, in nats, mean of the two.
+
+    logits: (B, T, 2). positions: (B, 2) int64. mask: (B, T), 1 on real tokens.
+    """
+    scores = _masked_positions(logits, mask)
+    return functional.cross_entropy(scores, positions.flatten(), reduction="sum") / 2
+
+
+def soft_span_loss(
+    logits: Tensor, teacher_logits: Tensor, mask: Tensor, temperature: float
+) -> Tensor:
+    """KL of where an answer starts and ends, over positions, in nats, mean of the two.
+
+    logits, teacher_logits: (B, T, 2). mask: (B, T). Times temperature**2 as `soft_target_loss`.
+    """
+    scores, targets = (_masked_positions(its, mask) for its in (logits, teacher_logits))
+    return soft_target_loss(scores, targets, temperature) / 2
+
+
+def _masked_positions(logits: Tensor, mask: Tensor) -> Tensor:
+    """(2 B, T) scores over positions, -1e4 on padding: both sides of a KL stay finite."""
+    scores = logits.float().masked_fill(mask[..., None] == 0, -1e4)
+    return scores.transpose(1, 2).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The BiLSTM student as a Hugging Face model: token embeddings, BiLSTM, projection, head.
+"""BiLSTM students as Hugging Face models: token embeddings, BiLSTM, projection, head.
 
 A saved student carries a copy of this file, so that it loads with `trust_remote_code` where xdray
 is not installed: it imports torch and transformers only. P1 is XtremeDistil (Mukherjee and
@@ -13,16 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import TokenClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 
 
 class BiLstmConfig(PretrainedConfig):
-    """Shape of a BiLSTM tagger.
+    """Shape of a BiLSTM.
 
     hidden_size: units per direction. projection_size: width under the head, that of the teacher's
     hidden layers. projection_activation: "linear"; "gelu", part of the projection (P1);
-    "gelu_head", between the projection, which a hidden loss sees as it is, and the head. dropout:
-    after the embeddings, each LSTM layer and the projection.
+    "gelu_head", between the projection, which a hidden loss sees as it is, and the head. pooling:
+    of a sentence's states where it has one row of logits: "max", "mean" or "last". dropout: after
+    the embeddings, each LSTM layer and the projection.
     """
 
     model_type = "xdray_bilstm"
@@ -35,6 +41,7 @@ class BiLstmConfig(PretrainedConfig):
         num_layers: int = 1,
         projection_size: int = 768,
         projection_activation: str = "gelu_head",
+        pooling: str = "max",
         dropout: float = 0.2,
         pad_token_id: int | None = 0,
         **kwargs: Any,
@@ -45,12 +52,15 @@ class BiLstmConfig(PretrainedConfig):
                 f"projection_activation: '{projection_activation}', expected 'linear', 'gelu' or "
                 "'gelu_head'"
             )
+        if pooling not in {"max", "mean", "last"}:
+            raise ValueError(f"pooling: '{pooling}', expected 'max', 'mean' or 'last'")
         self.vocab_size = vocab_size
         self.embedding_size = embedding_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
         self.projection_size = projection_size
         self.projection_activation = projection_activation
+        self.pooling = pooling
         self.dropout = dropout
         self.pad_token_id = pad_token_id
         super().__init__(**kwargs)
@@ -111,8 +121,8 @@ def _take_rows(states: Tensor, rows: Tensor) -> Tensor:
     return states.flatten(0, 1).index_select(0, rows).view(states.shape)
 
 
-class BiLstmForTokenClassification(PreTrainedModel):
-    """Tags tokens: embeddings, BiLSTM, projection to the teacher's width, linear head.
+class BiLstmPreTrainedModel(PreTrainedModel):
+    """Embeddings, BiLSTM and projection, under whatever head.
 
     The projection stays under the head at inference, as in all sizes that P1 reports.
     """
@@ -135,8 +145,6 @@ class BiLstmForTokenClassification(PreTrainedModel):
         self.activation = nn.GELU() if place == "gelu" else nn.Identity()
         self.head_activation = nn.GELU() if place == "gelu_head" else nn.Identity()
         self.dropout = FastDropout(config.dropout)
-        self.classifier = nn.Linear(config.projection_size, len(config.id2label or ()))
-        self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Return the token embeddings."""
@@ -169,17 +177,66 @@ class BiLstmForTokenClassification(PreTrainedModel):
         input_ids: (B, T). attention_mask: (B, T), 1 or True on real tokens, which come first; None:
         all are. States at padding mean nothing.
         """
+        return self._encode(input_ids, attention_mask)[0]
+
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Projected states (B, T, W), and the mask."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         reversal = reversed_positions(attention_mask)
         states = self.dropout(self.embeddings(input_ids.transpose(0, 1)))
         for layer in self.encoder:
             states = self.dropout(layer(states, reversal))
-        return self.activation(self.projection(states.transpose(0, 1)))
+        return self.activation(self.projection(states.transpose(0, 1))), attention_mask
 
-    def classify(self, projected: Tensor) -> Tensor:
-        """Logits (B, T, C) of what `encode` returns."""
-        return self.classifier(self.dropout(self.head_activation(projected)))
+    def _head_input(self, projected: Tensor) -> Tensor:
+        return self.dropout(self.head_activation(projected))
+
+    def _finish(
+        self, output: Any, projected: Tensor, hidden: bool | None, named: bool | None
+    ) -> Any:
+        """Add the projected states where asked for; a tuple where no names are wanted.
+
+        hidden_states, when asked for, holds the projected states alone.
+        """
+        if self.config.output_hidden_states if hidden is None else hidden:
+            output["hidden_states"] = (projected,)
+        return (
+            output if (self.config.return_dict if named is None else named) else output.to_tuple()
+        )
+
+
+class BiLstmModel(BiLstmPreTrainedModel):
+    """The states alone, without a head."""
+
+    def __init__(self, config: BiLstmConfig) -> None:
+        """Have no more than the base."""
+        super().__init__(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **ignored: Any,
+    ) -> Any:
+        """last_hidden_state: projected states (B, T, W)."""
+        projected = self.encode(input_ids, attention_mask)
+        output = BaseModelOutput(last_hidden_state=projected)
+        return self._finish(output, projected, output_hidden_states, return_dict)
+
+
+class BiLstmForTokenClassification(BiLstmPreTrainedModel):
+    """Tags tokens."""
+
+    def __init__(self, config: BiLstmConfig) -> None:
+        """Put a linear head on the projection."""
+        super().__init__(config)
+        self.classifier = nn.Linear(config.projection_size, len(config.id2label or ()))
+        self.post_init()
 
     def forward(
         self,
@@ -190,21 +247,91 @@ class BiLstmForTokenClassification(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **ignored: Any,
-    ) -> TokenClassifierOutput | tuple[Tensor, ...]:
+    ) -> Any:
         """Logits (B, T, C); with labels (B, T), -100 where unscored, their mean cross-entropy.
 
-        hidden_states, when asked for, holds the projected states alone. What a tokenizer adds
-        (token_type_ids) is ignored.
+        What a tokenizer adds (token_type_ids) is ignored.
         """
         projected = self.encode(input_ids, attention_mask)
-        logits = self.classify(projected)
+        logits = self.classifier(self._head_input(projected))
         loss = None
         if labels is not None:
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        output = TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=(projected,) if output_hidden_states else None
-        )
-        use_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if use_dict else output.to_tuple()
+        output = TokenClassifierOutput(loss=loss, logits=logits)
+        return self._finish(output, projected, output_hidden_states, return_dict)
+
+
+class BiLstmForSequenceClassification(BiLstmPreTrainedModel):
+    """One row of logits a sentence, of its pooled states."""
+
+    def __init__(self, config: BiLstmConfig) -> None:
+        """Put a linear head on the pooled projection."""
+        super().__init__(config)
+        self.classifier = nn.Linear(config.projection_size, len(config.id2label or ()))
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **ignored: Any,
+    ) -> Any:
+        """Logits (B, C); with labels, the mean loss of the config's problem_type."""
+        projected, mask = self._encode(input_ids, attention_mask)
+        logits = self.classifier(pool(self._head_input(projected), mask, self.config.pooling))
+        loss = None
+        if labels is not None:
+            kind = self.config.problem_type
+            if kind == "regression":
+                loss = nn.functional.mse_loss(logits.squeeze(-1), labels.float().view(-1))
+            elif kind == "multi_label_classification":
+                loss = nn.functional.binary_cross_entropy_with_logits(logits, labels.float())
+            else:
+                loss = nn.functional.cross_entropy(logits, labels.view(-1))
+        output = SequenceClassifierOutput(loss=loss, logits=logits)
+        return self._finish(output, projected, output_hidden_states, return_dict)
+
+
+class BiLstmForQuestionAnswering(BiLstmPreTrainedModel):
+    """Where an answer starts and ends."""
+
+    def __init__(self, config: BiLstmConfig) -> None:
+        """Put two scores on each token's projection."""
+        super().__init__(config)
+        self.qa_outputs = nn.Linear(config.projection_size, 2)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **ignored: Any,
+    ) -> Any:
+        """start_logits, end_logits (B, T)."""
+        projected = self.encode(input_ids, attention_mask)
+        start, end = self.qa_outputs(self._head_input(projected)).unbind(-1)
+        output = QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
+        return self._finish(output, projected, output_hidden_states, return_dict)
+
+
+def pool(states: Tensor, attention_mask: Tensor, how: str) -> Tensor:
+    """States (B, T, W) of real tokens to one (B, W): "max", "mean", or "last".
+
+    last: the last real token's, where the forward direction has read all; the backward one has read
+    all at the first token, so both are averaged.
+    """
+    real = attention_mask.bool()[..., None]
+    if how == "max":
+        return states.masked_fill(~real, torch.finfo(states.dtype).min).amax(1)
+    if how == "mean":
+        return (states * real).sum(1) / real.sum(1).clamp(min=1)
+    last = attention_mask.long().sum(1).clamp(min=1) - 1
+    rows = torch.arange(len(states), device=states.device)
+    return (states[rows, last] + states[:, 0]) / 2

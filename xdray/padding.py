@@ -61,3 +61,12 @@ def pad(
     padded = np.full((len(rows), width), pad_id, dtype=np.int64)
     padded[mask] = ids[index]
     return torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64)), index
+
+
+def padded(values: NDArray[Any] | None, mask: NDArray[np.bool_]) -> Tensor | None:
+    """Put the values of real tokens, in their order, into (B, T), 0 elsewhere."""
+    if values is None:
+        return None
+    result = np.zeros(mask.shape, dtype=values.dtype)
+    result[mask] = values
+    return torch.from_numpy(result)

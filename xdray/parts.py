@@ -1,7 +1,8 @@
 """One file of the targets store: a part of what the teacher said of one shard.
 
 shards/xx/SHARD_ID.PART.parquet in the store's folder, xx the first two characters of SHARD_ID.
-Part "logits": sentence_id, language, length, ids and word_ids (int32), logits (float32, C a token).
+Part "logits": sentence_id, language, length, ids and word_ids (int32), logits (float32, C a token;
+C a sentence where the footer says by_sentence).
 Part "hidden-LAYER-CODEC": sentence_id, length, hidden (W values a token), scales (float32 a token;
 int8 only). Blobs are little-endian; a row is a sentence, in the shard's order. Under "xdray" the
 footer holds JSON: shard_id, key, part, rows, tokens, cut_words, width, layer, codec, codec_error.
@@ -12,7 +13,7 @@ N tokens of all sentences end to end, S sentences, W teacher width, C classes.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +97,10 @@ class PartFile:
         """
         columns: dict[str, pa.Array] = {name: pa.array(column) for name, column in texts.items()}
         columns["length"] = pa.array(np.diff(offsets).astype(np.int32))
-        columns |= {name: _blobs(values, offsets) for name, values in flat.items()}
+        rows = np.arange(len(offsets), dtype=np.int64)
+        for name, values in flat.items():
+            alone = name == LOGITS and facts.get("by_sentence")
+            columns[name] = _blobs(values, rows if alone else offsets)
         counts = {"rows": len(offsets) - 1, "tokens": int(offsets[-1])}
         footer = {**self._identity(), **counts, **facts}
         table = pa.table(columns).replace_schema_metadata({"xdray": json.dumps(footer)})
@@ -131,18 +135,22 @@ class PartFile:
     def read(self, names: Sequence[str], lengths: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Read columns with values a token: (N, values a token) each, of their own type.
 
-        lengths: (S,) that the sentences must have. Raises TargetsError for a file that is missing,
-        damaged or of other sentences.
+        Logits by sentence come as (S, C). lengths: (S,) that the sentences must have. Raises
+        TargetsError for a file that is missing, damaged or of other sentences.
         """
         file, footer = self._open()
         widths = {"logits": footer["width"], "hidden": footer["width"]}
         tokens = int(np.sum(lengths, dtype=np.int64))
+        alone = {LOGITS} if footer.get("by_sentence") else set()
         flat = {
-            name: np.empty((tokens, widths.get(name, 1)), self._type(name, footer))
+            name: np.empty(
+                (len(lengths) if name in alone else tokens, widths.get(name, 1)),
+                self._type(name, footer),
+            )
             for name in names
         }
         try:
-            self._fill(file, flat, lengths)
+            self._fill(file, flat, lengths, alone)
         except (OSError, ValueError, KeyError, IndexError) as error:
             raise self._damaged(str(error)) from error
         return flat
@@ -199,7 +207,11 @@ class PartFile:
         return file, {**footer, "bytes": source.size()}
 
     def _fill(
-        self, file: pq.ParquetFile, flat: Mapping[str, NDArray[Any]], lengths: NDArray[Any]
+        self,
+        file: pq.ParquetFile,
+        flat: Mapping[str, NDArray[Any]],
+        lengths: NDArray[Any],
+        alone: Collection[str],
     ) -> None:
         """Copy row group by row group into flat arrays: no second copy of a shard in memory."""
         at, row = 0, 0
@@ -210,7 +222,9 @@ class PartFile:
                 raise ValueError(f"rows {row} and on: lengths of other sentences")
             count = int(found.sum())
             for name, target in flat.items():
-                target[at : at + count] = _values(table[name], target[0:0], found)
+                place = slice(row, row + len(found)) if name in alone else slice(at, at + count)
+                sizes = np.ones_like(found) if name in alone else found
+                target[place] = _values(table[name], target[0:0], sizes)
             at, row = at + count, row + len(found)
         if row != len(lengths):
             raise ValueError(f"{row} sentences, expected {len(lengths)}")

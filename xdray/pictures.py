@@ -20,6 +20,7 @@ from xdray.figures import (
     language_score,
     languages_of,
     metric_of,
+    metrics_of,
     ms,
     systems_of,
 )
@@ -127,8 +128,9 @@ def _draw_languages(report: Report) -> "Figure | None":
     axes[0, 0].set_title("by language, most of the teacher's kept first", loc="left", fontsize=9)
     axes[0, 0].tick_params(labelbottom=True)
     _dots(axes[1, 0], types, systems, lambda s, n: (at(report, f"{s}.test.by_type") or {}).get(n))
-    axes[1, 0].set_title("by type of entity", loc="left", fontsize=9)
-    axes[1, 0].set_xlabel("entity F1 on test, %")
+    axes[1, 0].set_title("by label, F1", loc="left", fontsize=9)
+    title = metrics_of(report).get(metric_of(report), metric_of(report))
+    axes[1, 0].set_xlabel(f"{title} on test, %")
     handles = axes[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper right", ncols=len(systems))
     return figure

@@ -23,9 +23,12 @@ from xdray.corpus import places_of_sources
 from xdray.errors import ConfigError
 from xdray.header import ModelHeader, read_header, resolve_model
 from xdray.labels import LabelSet, label_set_of
-from xdray.readers import Place, Span, class_names, open_place, read_rows
+from xdray.places import Place, Span, open_place
+from xdray.readers import class_names, read_rows
+from xdray.sentences import text_of
 from xdray.stages import needed_layers, plan_stages
 from xdray.storage import free_space, size
+from xdray.task import Task, load_task
 
 BYTES_PER_VALUE = {"float32": 4, "float16": 2, "int8": 1}
 SCALE_BYTES = 4
@@ -47,7 +50,9 @@ def check_plan(config: Config) -> ModelHeader:
             f"tokens.max_length = {config.tokens.max_length}: the teacher reads at most "
             f"{header.max_positions} tokens"
         )
-    _check_labels(config, header)
+    task = load_task(config)
+    check_losses(config, task, header)
+    _check_labels(config, task, header)
     _check_files(config.data)
     plan_resources(config, None)
     return header
@@ -56,7 +61,11 @@ def check_plan(config: Config) -> ModelHeader:
 def check_student(config: Config, header: ModelHeader) -> None:
     """Raise ConfigError for stages and embeddings that this teacher cannot serve."""
     plan_stages(config, header.num_layers)
-    if config.student.embedding_init == "svd" and config.student.embedding > header.embedding_width:
+    if config.student.kind == "encoder":
+        _check_encoder(config, header)
+    elif (
+        config.student.embedding_init == "svd" and config.student.embedding > header.embedding_width
+    ):
         raise ConfigError(
             f"student.embedding = {config.student.embedding} is wider than the teacher's own "
             f"embeddings ({header.embedding_width}), whose SVD it starts from; narrow it, or set "
@@ -64,37 +73,73 @@ def check_student(config: Config, header: ModelHeader) -> None:
         )
 
 
+def _check_encoder(config: Config, header: ModelHeader) -> None:
+    student = config.student
+    there = header if student.start == "teacher" else read_header(student.start)
+    asked = student.start_layers or [student.layers]
+    if not all(1 <= layer <= there.num_layers for layer in asked):
+        raise ConfigError(
+            f"student.layers = {student.layers}, start_layers = {student.start_layers}: "
+            f"{there.model} has layers 1 to {there.num_layers}"
+        )
+
+
 def _check_files(data: DataConfig) -> None:
     """Refuse text that is missing, and text that two labelled splits read."""
-    owners: dict[tuple[str, str | None, str | None], str] = {}
+    owners: dict[tuple[str, str | None, str | None], list[tuple[str, Place]]] = {}
     for split in ("train", "dev", "test"):
         for _, place in places_of_sources(getattr(data, split), f"data.{split}"):
             path = place.path if "://" in place.path else str(Path(place.path).resolve())
-            owner = owners.setdefault((path, place.subset, place.split), split)
-            if owner != split:
-                raise ConfigError(
-                    f"data.{owner} and data.{split} both read {place}; scores would be of text "
-                    "that was learnt from or chosen by"
-                )
+            known = owners.setdefault((path, place.subset, place.split), [])
+            for owner, other in known:
+                if owner != split and _overlap(place, other):
+                    raise ConfigError(
+                        f"data.{owner} and data.{split} both read {place}; scores would be of text "
+                        "that was learnt from or chosen by"
+                    )
+            known.append((split, place))
     places_of_sources(data.transfer.sources, "data.transfer")
 
 
-def _check_labels(config: Config, header: ModelHeader) -> None:
-    """Compare the label sets that are known without reading text."""
-    known = config.task.labels or label_names(config.data.train)
-    if known is None:
+def _overlap(place: Place, other: Place) -> bool:
+    """Whether two sources read some of the same rows of a file."""
+    (first, stop), (start, end) = (its.rows or (0, None) for its in (place, other))
+    return (end is None or first < end) and (stop is None or start < stop)
+
+
+def check_losses(config: Config, task: Task, header: ModelHeader) -> None:
+    """Raise ConfigError for terms that a task without classes has not."""
+    if task.has_classes:
         return
-    if config.data.scheme == "IOB2" or config.task.labels:
-        labels = LabelSet(tuple(known))
-    else:  # ClassLabel names in the files' scheme; read into IOB2
-        labels = label_set_of(set(known))
-    if config.teacher.model is not None and header.tags:
-        labels.mapping_from(header.tags, f"teacher.model: {config.teacher.model}")
+    terms = [term for stage in plan_stages(config, header.num_layers) for term in stage.terms]
+    for term in terms:
+        if term.loss == "hard_labels" or (term.loss, term.distance) == ("logits", "kl"):
+            raise ConfigError(
+                f"recipe: a {term.loss} term by {term.distance} needs classes, task.kind is "
+                f"'{task.kind}'; use logits with distance: mse"
+            )
+    if config.evaluation.hard_labels:
+        raise ConfigError(f"evaluation.hard_labels needs classes, task.kind is '{task.kind}'")
 
 
-def label_names(sources: Sequence[SourceConfig]) -> list[str] | None:
+def _check_labels(config: Config, task: Task, header: ModelHeader) -> None:
+    """Compare the label sets that are known without reading text."""
+    if not task.named_labels or config.teacher.model is None:
+        return
+    theirs = config.teacher.labels or header.tags
+    known = list(task.labels.names) or label_names(config.data.train, task)
+    if not known or not theirs:
+        return
+    labels = LabelSet(tuple(known))
+    if task.gold == "tags" and config.data.scheme != "IOB2" and not task.labels:
+        labels = label_set_of(set(known))  # ClassLabel names in the files' scheme, read into IOB2
+    labels.mapping_from(theirs, f"teacher.model: {config.teacher.model}")
+
+
+def label_names(sources: Sequence[SourceConfig], task: Task) -> list[str] | None:
     """Return the ClassLabel names of labelled sources, None where they carry none."""
-    found = (class_names(place) for _, place in places_of_sources(sources, "data.train"))
+    places = (place for _, place in places_of_sources(sources, "data.train"))
+    found = (class_names(place, task.gold) for place in places)
     return next((names for names in found if names), None)
 
 
@@ -116,9 +161,7 @@ def estimate_transfer(transfer: TransferConfig, shard_sentences: int) -> Estimat
     sample: list[str] = []
     for place in all_places:
         rows = list(itertools.islice(read_rows(Span(place)), each))
-        contents = [
-            row.content if isinstance(row.content, str) else " ".join(row.content) for row in rows
-        ]
+        contents = [text_of(row.content) for row in rows]
         sample += contents
         counts[place.language] += _rows_of(place, contents)
     caps = {name: transfer.caps.get(name or "", transfer.cap) for name in counts}
@@ -135,9 +178,13 @@ def _rows_of(place: Place, sample: Sequence[str]) -> int:
     if place.format == "parquet":
         with open_place(place.path) as file:
             return pq.read_metadata(file).num_rows
-    if place.format == "hub" or not sample:
+    if place.format in {"hub", "squad"} or not sample:
         return len(sample)
-    return int(size(place.path) / (sum(len(text.encode()) + 1 for text in sample) / len(sample)))
+    rows = int(size(place.path) / (sum(len(text.encode()) + 1 for text in sample) / len(sample)))
+    if place.rows is None:
+        return rows
+    first, stop = place.rows
+    return max(0, min(rows, stop or rows) - first)
 
 
 def make_plan(config: Config) -> dict[str, Any]:
@@ -148,8 +195,10 @@ def make_plan(config: Config) -> dict[str, Any]:
     estimate = estimate_transfer(config.data.transfer, config.targets.shard_sentences)
     resources = plan_resources(config, estimate.shards)
     tokens = _tokens_per_sentence(config, header, estimate.sample)
-    num_tags = len(config.task.labels or label_names(config.data.train) or header.tags)
-    bytes_each = _sentence_bytes(config, header, layers, num_tags, tokens)
+    task = load_task(config)
+    classes = len(task.labels or label_names(config.data.train, task) or header.tags)
+    logits = classes * (1 if task.sentence_logits else tokens)
+    bytes_each = _sentence_bytes(config, header, layers, logits, tokens)
     total = int(estimate.sentences * bytes_each)
     _check_disk(config, total)
     per_step = max(1.0, config.training.batch_tokens / tokens)
@@ -198,12 +247,12 @@ def _tokens_per_sentence(config: Config, header: ModelHeader, sample: list[str])
 
 
 def _sentence_bytes(
-    config: Config, header: ModelHeader, layers: tuple[int, ...], num_tags: int, tokens: float
+    config: Config, header: ModelHeader, layers: tuple[int, ...], logits: float, tokens: float
 ) -> float:
     """Bytes of a sentence in the store (DESIGN: ids, word ids, logits, hidden states)."""
     hidden = header.width * BYTES_PER_VALUE[config.targets.codec]
     hidden += SCALE_BYTES if config.targets.codec == "int8" else 0
-    return tokens * (4 + 4 + 4 * num_tags + len(layers) * hidden) + 64
+    return tokens * (4 + 4 + len(layers) * hidden) + 4 * logits + 64
 
 
 def _check_disk(config: Config, needed: int) -> None:

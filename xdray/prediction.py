@@ -1,9 +1,8 @@
-"""Text in, entities with character offsets out, streamed through a pool of predicting actors."""
+"""Text in, what a student says of it out, streamed through a pool of predicting actors."""
 
-import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,150 +13,54 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xdray.batches import Tokens
 from xdray.cluster import Cluster, available, map_shards
-from xdray.config import ClusterConfig
+from xdray.config import ClusterConfig, TaskConfig
 from xdray.config_data import SourceConfig, TransferConfig
 from xdray.console import Console
 from xdray.corpus import Sentence, Shard, plan_transfer, read_shard
 from xdray.errors import ConfigError
+from xdray.forwarding import predict_logits
+from xdray.header import read_header, resolve_model
 from xdray.labels import LabelSet
+from xdray.learner import logits_of, model_inputs
 from xdray.resources import pool_plan
 from xdray.student import load_student
-from xdray.tasks.tagging import decode_tags, entities_of, first_tokens, predict_logits
-from xdray.tokens import encode, load_tokenizer, pad_id_of, split_words
+from xdray.task import Task, task_class
+from xdray.tokenised import Tokens
+from xdray.tokens import load_tokenizer, pad_id_of
 
 BATCH_TOKENS = 4096
 """Tokens of a forward pass, padding included."""
 
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("language", pa.string()),
-        ("text", pa.string()),
-        (
-            "entities",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("type", pa.string()),
-                        ("start", pa.int32()),
-                        ("end", pa.int32()),
-                        ("text", pa.string()),
-                        ("score", pa.float32()),
-                    ]
-                )
-            ),
-        ),
-    ]
-)
+HEAD = [("id", pa.string()), ("language", pa.string()), ("text", pa.string())]
 
 
 class Predictor:
-    """A student in an actor: tags the sentences of a shard."""
+    """A student in an actor: reads the sentences of a shard."""
 
-    def __init__(self, model: str, rule: str, threads: int, device: str) -> None:
-        """Load the model's folder. rule: how raw text is split into words."""
+    def __init__(self, model: str, task: Task, threads: int, device: str) -> None:
+        """Load the model's folder."""
         torch.set_num_threads(threads)
-        self.model: Any = load_student(model)
+        self.model: Any = load_student(model, task.model_class)
         self.model.to(device)
         self.tokenizer = load_tokenizer(model)
-        self.labels = LabelSet(tuple(self.model.config.id2label.values()))
-        self.max_length = int(min(self.tokenizer.model_max_length, 512))
-        self.rule, self.device = rule, device
+        self.task, self.device = task, device
 
     def __call__(self, shard: Shard) -> dict[str, Any]:
         """Return the shard's rows, one record a sentence in their order."""
         return {"rows": shard.rows, "records": self.predict(read_shard(shard))}
 
     def predict(self, sentences: Sequence[Sentence]) -> list[dict[str, Any]]:
-        """Records of some sentences: id, language, text, entities."""
-        texts = [s.text if s.text is not None else " ".join(s.words or ()) for s in sentences]
-        spans = [
-            split_words(text, self.rule) if s.words is None else _joined_spans(s.words)
-            for text, s in zip(texts, sentences, strict=True)
-        ]
-        words = [
-            [text[start:stop] for start, stop in its]
-            for text, its in zip(texts, spans, strict=True)
-        ]
-        tags, scores = self._tag(words)
-        return [
-            {
-                "id": sentence.sentence_id,
-                "language": sentence.language,
-                "text": text,
-                "entities": [
-                    {
-                        "type": kind,
-                        "start": its[first][0],
-                        "end": its[last][1],
-                        "text": text[its[first][0] : its[last][1]],
-                        "score": round(float(np.mean(score[first : last + 1])), 4),
-                    }
-                    for kind, first, last in entities_of(tag)
-                ],
-            }
-            for sentence, text, its, tag, score in zip(
-                sentences, texts, spans, tags, scores, strict=True
-            )
-        ]
-
-    def _tag(self, words: list[list[str]]) -> tuple[list[list[str]], list[list[float]]]:
-        """Tag and score of each word; a sentence too long for the model is read in windows."""
-        tags: list[list[str]] = [[] for _ in words]
-        scores: list[list[float]] = [[] for _ in words]
-        left = [row for row, its in enumerate(words) if its]
-        while left:
-            rest = [words[row][len(tags[row]) :] for row in left]
-            encoded = encode(self.tokenizer, rest, self.max_length)
-            bounds = itertools.pairwise(encoded.offsets.tolist())
-            kept = [  # up to the last word read; behind a cut the next window begins
-                max(1, 1 + int(encoded.word_ids[start:stop].max())) if cut else len(its)
-                for its, cut, (start, stop) in zip(rest, encoded.cut_words, bounds, strict=True)
-            ]
-            tokens = Tokens(encoded.ids, encoded.word_ids, encoded.offsets)
-            logits = self._logits(tokens)
-            decoded = decode_tags(logits, tokens, kept, self.labels)
-            for row, its, score in zip(left, decoded, _scores(logits, tokens, kept), strict=True):
-                tags[row] += its
-                scores[row] += score
-            left = [row for row in left if len(tags[row]) < len(words[row])]
-        return tags, scores
+        """Records of some sentences: id, language, text, and what the task says."""
+        return self.task.records(self._logits, self.tokenizer, sentences)
 
     def _logits(self, tokens: Tokens) -> NDArray[np.float32]:
-        def forward(input_ids: Tensor, mask: Tensor) -> Tensor:
-            return self.model(
-                input_ids=input_ids.to(self.device), attention_mask=mask.to(self.device)
-            ).logits
+        def forward(input_ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
+            inputs = model_inputs(self.model, input_ids, mask, types)
+            return logits_of(self.model(**{k: v.to(self.device) for k, v in inputs.items()}))
 
         pad_id = pad_id_of(self.tokenizer)
-        return predict_logits(forward, tokens, BATCH_TOKENS, pad_id, len(self.labels))
-
-
-def _joined_spans(words: Sequence[str]) -> list[tuple[int, int]]:
-    """Where each word stands in the words joined by single spaces."""
-    spans, start = [], 0
-    for word in words:
-        spans.append((start, start + len(word)))
-        start += len(word) + 1
-    return spans
-
-
-def _scores(
-    logits: NDArray[np.float32], tokens: Tokens, num_words: Sequence[int]
-) -> list[list[float]]:
-    """Probability of the best tag on each word's first token; 0 for a word without a token."""
-    shifted = np.exp(logits - logits.max(-1, keepdims=True))
-    best = 1 / shifted.sum(-1)
-    first = first_tokens(tokens)
-    sentences = np.repeat(np.arange(len(num_words)), tokens.lengths)[first]
-    result = [[0.0] * count for count in num_words]
-    for sentence, word, score in zip(
-        sentences.tolist(), tokens.word_ids[first].tolist(), best[first].tolist(), strict=True
-    ):
-        result[sentence][word] = score
-    return result
+        return predict_logits(forward, tokens, BATCH_TOKENS, pad_id, len(self.task.labels))
 
 
 def predict_files(
@@ -166,12 +69,12 @@ def predict_files(
     output: str,
     replicas: int = 1,
     shard_sentences: int = 4096,
-    rule: str | None = None,
+    columns: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Tag text files; writes one .jsonl or .parquet in the input's order, whole or not at all.
+    """Read text files; writes one .jsonl or .parquet in the input's order, whole or not at all.
 
-    rule: how raw text is split into words; None: as the student's own run did. Empty lines are left
-    out and counted. Memory does not grow with the text.
+    columns: `text`, `pair`, `format`, `header` of the files, as a config's sources have them. Empty
+    lines are left out and counted. Memory does not grow with the text.
     """
     started = time.monotonic()
     path = Path(output)
@@ -179,24 +82,27 @@ def predict_files(
         raise ConfigError(
             f"--output {output}: ends in '{path.suffix}', expected .jsonl or .parquet"
         )
-    load_tokenizer(model)  # a folder that is no model ends here, before Ray starts
-    sources = TransferConfig(sources=[SourceConfig(path=name) for name in inputs])
-    plan = plan_transfer(sources, frozenset(), shard_sentences, seed=0)
+    task = task_of_model(model)  # a folder that is no model ends here, before Ray starts
+    sources = TransferConfig(
+        sources=[SourceConfig(path=name, **(columns or {})) for name in inputs]
+    )
+    plan = plan_transfer(sources, frozenset(), shard_sentences, seed=0, windows=task.windows)
     config = ClusterConfig()
     pool = pool_plan(available(config), replicas, len(plan.shards))
     kwargs = {
         "model": str(Path(model).resolve()),
-        "rule": rule or word_rule_of(model),
+        "task": task,
         "threads": pool.threads_per_replica,
         "device": "cuda" if pool.gpus_per_replica else "cpu",
     }
-    total, sentences, entities = sum(shard.rows for shard in plan.shards), 0, 0
-    with Console() as console, Cluster(config) as cluster, _Writer(path) as writer:
+    total, sentences = sum(shard.rows for shard in plan.shards), 0
+    kinds, found = task.schema[0][0], 0
+    with Console() as console, Cluster(config) as cluster, _Writer(path, schema_of(task)) as writer:
         console.progress("predict", 0, total, "sentences")
         for records in _in_order(map_shards(cluster, Predictor, kwargs, plan.shards, pool)):
             writer.write(records)
             sentences += len(records)
-            entities += sum(len(record["entities"]) for record in records)
+            found += sum(_size(record[kinds]) for record in records)
             console.progress("predict", sentences, total, "sentences")
     seconds = round(time.monotonic() - started, 2)
     return {
@@ -204,15 +110,59 @@ def predict_files(
         "seconds": seconds,
         "output": str(path),
         "sentences": sentences,
-        "entities": entities,
+        kinds: found,
         "empty": plan.counts["empty"],
     }
 
 
-def word_rule_of(model: str) -> str:
-    """Return how a student's own run split raw text into words; another model's is unknown."""
-    values = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
-    return values.get("word_rule", "punctuation")
+def _size(said: Any) -> int:
+    """How many things a record says."""
+    return len(said) if isinstance(said, list) else int(said not in ("", None))
+
+
+def schema_of(task: Task) -> pa.Schema:
+    """Columns of a file of records."""
+    return pa.schema([*HEAD, ("pair", pa.string()), *task.schema])
+
+
+def task_of_model(model: str) -> Task:
+    """Return the task of a saved student or teacher, as its config.json says.
+
+    Raises ConfigError for a model without a head that xdray knows.
+    """
+    header = read_header(model)
+    path = Path(resolve_model(model)) / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kind = values.get("task_kind") or _kind_of(values)
+    found = task_class(kind)
+    several = values.get("problem_type") == "multi_label_classification"
+    settings = TaskConfig(kind=kind, multi_label=several)
+    labels = LabelSet(header.tags) if found.named_labels else found.given_labels(settings)
+    task = found(
+        labels=labels,
+        metric=next(iter(found.metrics)),
+        settings=settings,
+        word_rule=values.get("word_rule", "punctuation"),
+        max_length=int(min(load_tokenizer(model).model_max_length, header.max_positions or 512)),
+        scheme="IOB2",
+    )
+    return task.as_saved(values)
+
+
+def _kind_of(values: Mapping[str, Any]) -> str:
+    """Kind of task of a model that xdray has not saved, by its head."""
+    name = next(iter(values.get("architectures") or []), "no architecture")
+    heads = {
+        "ForTokenClassification": "tagging",
+        "ForQuestionAnswering": "answering",
+        "ForSequenceClassification": "classification",
+    }
+    kind = next((kind for ending, kind in heads.items() if name.endswith(ending)), None)
+    if kind is None:
+        raise ConfigError(
+            f"{name}: a model without a head to predict with; {', '.join(heads)} have"
+        )
+    return "regression" if values.get("problem_type") == "regression" else kind
 
 
 def _in_order(receipts: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -229,8 +179,8 @@ def _in_order(receipts: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any
 class _Writer:
     """Writes records to a temporary file; it gets its name when the last one is in."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path, self.schema = path, schema
         self.partial = path.with_name(f".{path.name}.partial")
         self._parquet = path.suffix == ".parquet"
 
@@ -238,7 +188,7 @@ class _Writer:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file: Any = (
-                pq.ParquetWriter(self.partial, SCHEMA)
+                pq.ParquetWriter(self.partial, self.schema)
                 if self._parquet
                 else self.partial.open("w", encoding="utf-8")
             )
@@ -248,7 +198,7 @@ class _Writer:
 
     def write(self, records: list[dict[str, Any]]) -> None:
         if self._parquet:
-            self._file.write_table(pa.Table.from_pylist(records, schema=SCHEMA))
+            self._file.write_table(pa.Table.from_pylist(records, schema=self.schema))
         else:
             for record in records:
                 self._file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,9 +1,7 @@
 """Rows out of every input format, each with the position from which it is read again.
 
-A `Place` is one file, or one subset of a Hub data set. Positions are bytes in line formats (text,
-JSONL, CoNLL, TSV) and rows in tables (Parquet, Hub): `read_rows` starts wherever a row starts.
-Text is strict UTF-8; a byte order mark at its start is dropped. Raises CorpusError naming file and
-line (tables: row, counted from 1).
+`read_rows` starts wherever a row starts. Raises CorpusError naming file and line (tables: row,
+counted from 1).
 """
 
 import functools
@@ -11,197 +9,85 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from glob import has_magic
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from xdray.errors import CorpusError
-from xdray.sentences import Content
+from xdray.places import BLOCK_BYTES, Place, Row, Span, lines, open_place, reading
+from xdray.sentences import Content, TextPair, text_of
+from xdray.windows import Windows
 
-FORMATS = {"txt": "text", "jsonl": "jsonl", "conll": "conll", "tsv": "tsv", "parquet": "parquet"}
-BLOCK_BYTES, BATCH_ROWS = 1 << 20, 2048
+BATCH_ROWS = 2048
 PREFIXED_TAG = re.compile(r"([^:\s]+):(O|[BIES]-.+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One file (path or URI), or one subset of a Hub data set, and the columns to read there.
+class _Columns(NamedTuple):
+    """Which columns of a record are read."""
 
-    format: a value of FORMATS, or "hub". language: of all rows; None: a row says, or nobody.
+    content: list[str]
+    gold: str | None
+    others: list[str]
+
+    @property
+    def all(self) -> list[str]:
+        return [*self.content, *([self.gold] if self.gold else []), *self.others]
+
+
+def read_rows(span: Span, gold: str = "") -> Iterator[Row]:
+    """Yield the rows of a stretch.
+
+    gold: "tags" or "label", to read words with that column, or text, and ids too; refuses what has
+    none.
     """
-
-    path: str
-    format: str
-    words: str
-    tags: str
-    text: str
-    language: str | None
-    subset: str | None = None
-    split: str | None = None
-
-    def __str__(self) -> str:
-        """Name it in messages."""
-        return ":".join(part for part in (self.path, self.subset, self.split) if part)
+    place = span.place
+    rows = READERS[place.format](span, gold)
+    if span.stop is None and place.rows is not None:
+        rows = itertools.islice(rows, *place.rows)
+    if place.windows is None:
+        return rows
+    return itertools.islice(_window_rows(rows, place.windows), span.part, None)
 
 
-class Row(NamedTuple):
-    """One sentence as it stands in the input, between the positions `start` and `stop`.
-
-    number: line (of a CoNLL sentence: its first) or row, from 1.
-    """
-
-    start: int
-    stop: int
-    number: int
-    content: Content
-    tags: list[str | int] | None = None
-    language: str | None = None
-    row_id: str | None = None
+def _window_rows(rows: Iterator[Row], windows: Windows) -> Iterator[Row]:
+    for row in rows:
+        if not isinstance(row.content, TextPair):
+            yield row
+            continue
+        for part, (offset, content) in enumerate(windows.cut(row.content)):
+            yield row._replace(content=content, part=part, offset=offset, whole=row.content)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of a place from the start of a row, numbered `number`; stop None: to the end."""
-
-    place: Place
-    start: int = 0
-    stop: int | None = None
-    number: int = 1
-
-
-def read_rows(span: Span, labelled: bool = False) -> Iterator[Row]:
-    """Yield the rows of a stretch. labelled: with tags and ids, refusing what has no tags."""
-    return READERS[span.place.format](span, labelled)
-
-
-def format_of(path: str) -> str:
-    """Return the format that the ending of a file tells."""
-    ending = PurePosixPath(path.partition("?")[0] if "://" in path else path).suffix
-    if ending[1:] not in FORMATS:
-        raise CorpusError(f"{path}: ending '{ending}', not {' '.join(FORMATS)}; name its `format`")
-    return FORMATS[ending[1:]]
-
-
-def expand(path: str) -> list[str]:
-    """Return the files that a path, glob or URI names, in alphabetical order.
-
-    Local paths come back absolute: a descriptor made here is read in another process. In a URI
-    "?" starts the query, so only "*" and "[" make a glob there.
-    """
-    remote = "://" in path
-    address, mark, query = path.partition("?") if remote else (str(Path(path).absolute()), "", "")
-    literal = not has_magic(address) or (not remote and Path(address).exists())
-    parts = address.split("/")
-    fixed = len(parts) if literal else next(i for i, part in enumerate(parts) if has_magic(part))
-    base = "/".join(parts[:fixed]) or "/"
-    with _reading(path):
-        system, folder = _locate(base + mark + query)
-        info = system.get_file_info(folder)
-        names = {name.removeprefix(folder) for name in _glob(system, info, parts[fixed:])}
-    if not names:
-        what = "is a folder, expected files" if literal else "no file matches"
-        what = "no such file" if info.type == pafs.FileType.NotFound and literal else what
-        raise CorpusError(f"{path}: {what}; paths are taken from where the command was typed")
-    return sorted(base + (quote(name) if remote else name) + mark + query for name in names)
-
-
-def class_names(place: Place) -> list[str] | None:
-    """Return the names of the ClassLabel feature in the column of tags; None: there is none."""
+def class_names(place: Place, gold: str) -> list[str] | None:
+    """Return the names of the ClassLabel feature in the column of `gold`; None: there is none."""
     if place.format not in {"hub", "parquet"}:
         return None
-    with _reading(place):
+    with reading(place):
         if place.format == "hub":
             schema = _hub_dataset(place).features.arrow_schema
         else:
             schema = pq.read_schema(open_place(place.path))
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = features.get("info", {}).get("features", {}).get(place.tags)
+    feature = features.get("info", {}).get("features", {}).get(getattr(place, gold))
     while isinstance(feature, list) or (isinstance(feature, dict) and "feature" in feature):
         feature = feature[0] if isinstance(feature, list) else feature["feature"]
     return feature.get("names") if isinstance(feature, dict) else None
 
 
-@contextmanager
-def _reading(where: object) -> Iterator[None]:
-    """Turn what pyarrow and the file system raise into a CorpusError."""
-    try:
-        yield
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise CorpusError(f"{where}: cannot be read: {' '.join(str(error).split())}") from error
+def _text_rows(span: Span, gold: str) -> Iterator[Row]:
+    if gold:
+        found = f"{span.place}: text, a sentence a line, has no {gold}"
+        raise CorpusError(f"{found}; name the `format`")
+    return itertools.starmap(Row, lines(span))
 
 
-def _locate(path: str) -> tuple[pafs.FileSystem, str]:
-    return pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
-
-
-def open_place(path: str) -> pa.NativeFile:
-    """Open a file or URI."""
-    system, name = _locate(path)
-    return system.open_input_file(name)
-
-
-def _glob(system: pafs.FileSystem, info: pafs.FileInfo, patterns: list[str]) -> Iterator[str]:
-    """Yield the files at or below `info` that match; "**" is any number of folders."""
-    if not patterns and info.is_file:
-        yield info.path
-    if not patterns or info.type != pafs.FileType.Directory:
-        return
-    anywhere = patterns[0] == "**"
-    if anywhere:
-        yield from _glob(system, info, patterns[1:])
-    for child in system.get_file_info(pafs.FileSelector(info.path)):
-        hidden = child.base_name.startswith(".") and not patterns[0].startswith(".")
-        if fnmatchcase(child.base_name, patterns[0]) and not hidden:
-            deeper = anywhere and child.type == pafs.FileType.Directory
-            yield from _glob(system, child, patterns if deeper else patterns[1:])
-
-
-def _lines(span: Span) -> Iterator[tuple[int, int, int, str]]:
-    """Yield (start byte, stop byte, line number, line without its end)."""
-    place, position, number, rest = span.place, span.start, span.number, b""
-    with _reading(place), open_place(place.path) as file:
-        file.seek(position)
-        while block := file.read(min(BLOCK_BYTES, (span.stop or file.size()) - file.tell())):
-            *raws, rest = (rest + block).split(b"\n")
-            for raw in raws:
-                after = position + len(raw) + 1
-                yield position, after, number, _decode(place, raw, position, number)
-                position, number = after, number + 1
-    if rest:
-        yield position, position + len(rest), number, _decode(place, rest, position, number)
-
-
-def _decode(place: Place, raw: bytes, position: int, number: int) -> str:
-    try:
-        line = str(raw, "utf-8")
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{place}:{number}: byte 0x{raw[error.start]:02x} at {error.start + 1} is not UTF-8; "
-            "convert the file to UTF-8"
-        ) from error
-    if not position:
-        line = line.removeprefix("\ufeff")
-    return line.removesuffix("\r")
-
-
-def _text_rows(span: Span, labelled: bool) -> Iterator[Row]:
-    if labelled:
-        raise CorpusError(f"{span.place}: text, a sentence a line, has no tags; name the `format`")
-    return itertools.starmap(Row, _lines(span))
-
-
-def _conll_rows(span: Span, labelled: bool) -> Iterator[Row]:
+def _conll_rows(span: Span, gold: str) -> Iterator[Row]:
     """Word first, tag last, between tabs if the line has one, else spaces; a blank line ends."""
+    labelled = _has_tags(span.place, gold)
     words, tags, begin, end, first, width = [], [], 0, 0, 0, 0
-    for position, after, line_number, line in itertools.chain(_lines(span), [(0, 0, 0, "")]):
+    for position, after, line_number, line in itertools.chain(lines(span), [(0, 0, 0, "")]):
         line = line.rstrip(" \t").lstrip(" ")
         if not line or line.startswith("-DOCSTART-"):
             if words:
@@ -220,9 +106,10 @@ def _conll_rows(span: Span, labelled: bool) -> Iterator[Row]:
         tags.append(columns[-1])
 
 
-def _tsv_rows(span: Span, labelled: bool) -> Iterator[Row]:
+def _tsv_rows(span: Span, gold: str) -> Iterator[Row]:
     """The reference's: words TAB tags, each between spaces; `pt:B-PER` names a language too."""
-    for position, after, line_number, line in _lines(span):
+    labelled = _has_tags(span.place, gold)
+    for position, after, line_number, line in lines(span):
         left, *others = line.split("\t")
         words = tuple(word for word in left.split(" ") if word)
         tags = [tag for tag in others[-1].split(" ") if tag] if others else []
@@ -239,8 +126,37 @@ def _tsv_rows(span: Span, labelled: bool) -> Iterator[Row]:
         yield Row(position, after, line_number, words, [*tags] if labelled else None, language)
 
 
-def _jsonl_rows(span: Span, labelled: bool) -> Iterator[Row]:
-    for position, after, line_number, line in _lines(span):
+def _has_tags(place: Place, gold: str) -> bool:
+    if gold == "label":
+        raise CorpusError(
+            f"{place}: {place.format} holds words and tags, expected a text and its label; set "
+            "`format: table` for columns between tabs"
+        )
+    return bool(gold)
+
+
+def _table_format_rows(span: Span, gold: str) -> Iterator[Row]:
+    """Columns between tabs, quotes are text; named by the first line, or numbered from 1."""
+    place, names = span.place, []
+    if place.header:
+        _, begin, _, line = next(lines(Span(place)), (0, 0, 1, ""))
+        names = line.split("\t")
+        if not span.start:
+            span = replace(span, start=begin, number=2)
+    for position, after, line_number, line in lines(span):
+        where, cells = f"{place}:{line_number}", line.split("\t")
+        names = names or [str(number) for number in range(1, len(cells) + 1)]
+        if len(cells) != len(names):
+            raise CorpusError(
+                f"{where}: {len(cells)} columns, expected {len(names)} as in the lines before"
+            )
+        record = dict(zip(names, cells, strict=True))
+        columns = _columns(place, where, record, gold)
+        yield Row(position, after, line_number, *_values(where, record, columns, gold))
+
+
+def _jsonl_rows(span: Span, gold: str) -> Iterator[Row]:
+    for position, after, line_number, line in lines(span):
         if not line.strip():
             yield Row(position, after, line_number, ())
             continue
@@ -253,39 +169,40 @@ def _jsonl_rows(span: Span, labelled: bool) -> Iterator[Row]:
             raise CorpusError(f"{where}: not JSON in UTF-8: {error}; write it anew") from error
         if not isinstance(record, dict):
             raise CorpusError(f"{where}: {type(record).__name__}, expected an object on each line")
-        columns = _columns(span.place, where, record, labelled)
-        yield Row(position, after, line_number, *_values(where, record, columns, labelled))
+        columns = _columns(span.place, where, record, gold)
+        values = _values(where, record, columns, gold)
+        yield Row(position, after, line_number, *values)
 
 
-def _parquet_rows(span: Span, labelled: bool) -> Iterator[Row]:
+def _parquet_rows(span: Span, gold: str) -> Iterator[Row]:
     """Of the file only the row groups that hold rows of the stretch are read."""
     place, start = span.place, span.start
-    with _reading(place), open_place(place.path) as file:
+    with reading(place), open_place(place.path) as file:
         table = pq.ParquetFile(file, buffer_size=BLOCK_BYTES)
         sizes = [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)]
         ends = list(itertools.accumulate(sizes))
         stop = min(sum(sizes) if span.stop is None else span.stop, sum(sizes))
         groups = [g for g, end in enumerate(ends) if end > start and end - sizes[g] < stop]
-        columns = _columns(place, str(place), table.schema_arrow.names, labelled)
+        columns = _columns(place, str(place), table.schema_arrow.names, gold)
         position = ends[groups[0]] - sizes[groups[0]] if groups else stop
-        for batch in table.iter_batches(BATCH_ROWS, groups, columns, use_threads=False):
+        for batch in table.iter_batches(BATCH_ROWS, groups, columns.all, use_threads=False):
             skipped = max(start - position, 0)
             wanted = batch.slice(skipped, max(min(stop - position, len(batch)) - skipped, 0))
-            yield from _table_rows(place, wanted, position + skipped, columns, labelled)
+            yield from _table_rows(place, wanted, position + skipped, columns, gold)
             position += len(batch)
             if position >= stop:
                 return
 
 
-def _hub_rows(span: Span, labelled: bool) -> Iterator[Row]:
+def _hub_rows(span: Span, gold: str) -> Iterator[Row]:
     place = span.place
     dataset = _hub_dataset(place)
-    columns = _columns(place, str(place), dataset.column_names, labelled)
-    dataset = dataset.select_columns(columns).with_format("arrow")
+    columns = _columns(place, str(place), dataset.column_names, gold)
+    dataset = dataset.select_columns(columns.all).with_format("arrow")
     stop = min(len(dataset) if span.stop is None else span.stop, len(dataset))
     for position in range(span.start, stop, BATCH_ROWS):
         table = dataset[position : min(position + BATCH_ROWS, stop)]
-        yield from _table_rows(place, table, position, columns, labelled)
+        yield from _table_rows(place, table, position, columns, gold)
 
 
 @functools.lru_cache(maxsize=8)
@@ -294,7 +211,7 @@ def _hub_dataset(place: Place) -> Any:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    with _reading(place):
+    with reading(place):
         try:
             return load_dataset(place.path, place.subset, split=place.split)
         except DatasetsError as error:
@@ -302,49 +219,101 @@ def _hub_dataset(place: Place) -> Any:
 
 
 def _table_rows(
-    place: Place, table: pa.RecordBatch, start: int, columns: list[str], labelled: bool
+    place: Place, table: pa.RecordBatch, start: int, columns: _Columns, gold: str
 ) -> Iterator[Row]:
-    with _reading(f"{place}: rows {start + 1} to {start + len(table)}"):  # bad UTF-8 shows here
+    with reading(f"{place}: rows {start + 1} to {start + len(table)}"):  # bad UTF-8 shows here
         records = table.to_pylist()
     for row, record in enumerate(records, start):
-        values = _values(f"{place}:{row + 1}", record, columns, labelled)
+        values = _values(f"{place}:{row + 1}", record, columns, gold)
         yield Row(row, row + 1, row + 1, *values)
 
 
-def _columns(place: Place, where: str, present: Collection[str], labelled: bool) -> list[str]:
-    """Columns to read: content, tags where labelled, then language and id where they are there."""
-    content = place.words if place.words in present or labelled else place.text
-    needed = [content, place.tags] if labelled else [content]
-    if not set(needed) <= set(present):
-        other = f"and '{place.tags}'" if labelled else f"or '{place.text}'"
-        found = f"{where}: has {list(present)}, expected '{place.words}' {other}"
-        raise CorpusError(f"{found}; name the source's columns: words, tags, text")
-    return [*needed, *(name for name in ("language", "id") if name in present)]
+def _squad_rows(span: Span, gold: str) -> Iterator[Row]:
+    """SQuAD's JSON: (question, context), with its answers; positions count questions."""
+    place = span.place
+    found = _squad_questions(place.path)
+    for index in range(span.start, min(len(found), span.stop or len(found))):
+        content, answers, row_id = found[index]
+        yield Row(index, index + 1, index + 1, content, answers if gold else None, None, row_id)
+
+
+@functools.lru_cache(maxsize=2)
+def _squad_questions(path: str) -> list[tuple[TextPair, dict[str, Any], str]]:
+    """Read a whole file: SQuAD's JSON cannot be read in parts."""
+    with reading(path), open_place(path) as file:
+        data = json.loads(file.read())
+    found = []
+    try:
+        for article in data["data"]:
+            for paragraph in article["paragraphs"]:
+                for asked in paragraph["qas"]:
+                    answers = {
+                        "text": [answer["text"] for answer in asked.get("answers", ())],
+                        "answer_start": [a["answer_start"] for a in asked.get("answers", ())],
+                    }
+                    pair = TextPair(asked["question"], paragraph["context"])
+                    found.append((pair, answers, str(asked["id"])))
+    except (KeyError, TypeError) as error:
+        raise CorpusError(
+            f"{path}: question {len(found) + 1}: {type(error).__name__} {error}, expected SQuAD's "
+            "layout: data, paragraphs, context, qas, question, id, answers, text, answer_start"
+        ) from error
+    return found
+
+
+def _columns(place: Place, where: str, present: Collection[str], gold: str) -> _Columns:
+    """Content, gold where asked, then language and id where they are there."""
+    is_words = gold == "tags" or (not gold and not place.pair and place.words in present)
+    content = [place.words] if is_words else [place.text, *filter(None, [place.pair])]
+    columns = _Columns(content, getattr(place, gold) if gold else None, [])
+    if not set(columns.all) <= set(present):
+        expected = f"'{place.words}' or '{place.text}'"
+        if gold or place.pair:
+            expected = ", ".join(f"'{name}'" for name in columns.all)
+        raise CorpusError(
+            f"{where}: has {list(present)}, expected {expected}; name the source's columns: words, "
+            "tags, text, pair, label"
+        )
+    return columns._replace(others=[name for name in ("language", "id") if name in present])
 
 
 def _values(
-    where: str, record: dict[str, Any], columns: list[str], labelled: bool
-) -> tuple[Content, list[str | int] | None, str | None, str | None]:
-    """Content, tags, language and id of a record, their types checked; null content is empty."""
-    content, language, row_id = record[columns[0]], record.get("language"), record.get("id")
-    tags = (record[columns[1]] or []) if labelled else None
-    if isinstance(content, list) and all(isinstance(word, str) for word in content):
-        content = tuple(content)
-    elif content is not None and (labelled or not isinstance(content, str)):
-        expected = "a list of words" if labelled else "text or a list of words"
-        raise CorpusError(f"{where}: '{columns[0]}' is {content!r:.60}, expected {expected}")
-    if tags is not None and not isinstance(tags, list):
-        raise CorpusError(f"{where}: '{columns[1]}' is {tags!r:.60}, expected a list of tags")
+    where: str, record: dict[str, Any], columns: _Columns, gold: str
+) -> tuple[Content, Any, str | None, str | None]:
+    """Content, gold, language and id of a record, types checked; null content is empty."""
+    language, row_id = record.get("language"), record.get("id")
+    value = record[columns.gold] if columns.gold else None
+    parts = [_words_or_text(where, name, record[name], gold) for name in columns.content]
+    content: Content = parts[0]
+    if len(parts) > 1:
+        content = TextPair(text_of(parts[0]), text_of(parts[1]))
+    if gold == "tags":
+        value = value or []
+        if not isinstance(value, list):
+            found = f"{where}: '{columns.gold}' is {value!r:.60}"
+            raise CorpusError(f"{found}, expected a list of tags")
     if language is not None and not isinstance(language, str):
         raise CorpusError(f"{where}: language is {language!r}, expected a code such as 'en'")
-    return content or (), tags, language, None if row_id is None else str(row_id)
+    return content, value, language, None if row_id is None else str(row_id)
 
 
-READERS: dict[str, Callable[[Span, bool], Iterator[Row]]] = {
+def _words_or_text(where: str, name: str, content: Any, gold: str) -> str | tuple[str, ...]:
+    if isinstance(content, list) and all(isinstance(word, str) for word in content):
+        words = tuple(content)
+        return " ".join(words) if gold == "label" else words
+    if content is not None and (gold == "tags" or not isinstance(content, str)):
+        expected = "a list of words" if gold == "tags" else "text or a list of words"
+        raise CorpusError(f"{where}: '{name}' is {content!r:.60}, expected {expected}")
+    return content or ()
+
+
+READERS: dict[str, Callable[[Span, str], Iterator[Row]]] = {
     "text": _text_rows,
     "jsonl": _jsonl_rows,
     "conll": _conll_rows,
     "tsv": _tsv_rows,
+    "table": _table_format_rows,
+    "squad": _squad_rows,
     "parquet": _parquet_rows,
     "hub": _hub_rows,
 }

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from xdray.figures import (
     KEPT,
-    METRICS,
     NONE,
     SYSTEMS,
     VERDICT,
@@ -29,6 +28,7 @@ from xdray.figures import (
     machine_name,
     mean_and_lowest,
     metric_of,
+    metrics_of,
     number,
     percent,
     plain,
@@ -42,6 +42,50 @@ from xdray.pages import details, fold, page, soft, table, tile
 from xdray.pictures import draw_all, inline
 
 LANGUAGES_SHOWN = 12  # on a terminal
+
+
+LAST_LINE = [
+    "run_dir",
+    "seconds",
+    "teacher",
+    "student",
+    "baseline",
+    "retention",
+    "retention_interval",
+    "gain",
+    "compression",
+    "latency_ms",
+    "targets",
+    "stages",
+    "report",
+]
+
+
+def summary(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the last line of stdout, scores by language and type left to report.json."""
+    line = {key: report.get(key) for key in LAST_LINE}
+    for system in ("teacher", "student", "baseline"):
+        entry = report.get(system)
+        line[system] = None if entry is None else _without_details(entry)
+    line["stages"] = [
+        {
+            "name": row["name"],
+            "steps": row["steps"],
+            "seconds": row["seconds"],
+            "dev": row["dev"] and row["dev"][report["evaluation"]["metric"]],
+        }
+        for row in report["stages"]
+    ]
+    return line
+
+
+def _without_details(system: dict[str, Any]) -> dict[str, Any]:
+    """A system's entry with the figures of whole splits only."""
+    scores = {
+        split: {k: v for k, v in system[split].items() if not k.startswith("by_")}
+        for split in ("dev", "test")
+    }
+    return {**system, **scores}
 
 
 def write_report(folder: Path, report: Report) -> Path:
@@ -78,14 +122,16 @@ def model_card(report: Report) -> str:
 
     name = at(report, "teacher.name")
     languages = at(report, "task.languages") or []
-    metrics = {m: title for m, title in METRICS.items() if languages[1:] or "language" not in m}
+    metrics = metrics_of(report)
+    metrics = {m: title for m, title in metrics.items() if languages[1:] or "language" not in m}
+    pipeline = str(at(report, "task.pipeline") or "token-classification")
     results = [
         EvalResult(
-            task_type="token-classification",
+            task_type=pipeline,
             dataset_type="unknown",
             dataset_name="test split of the run",
             metric_type="f1" if "f1" in metric else metric,
-            metric_name=f"{title} (seqeval)",
+            metric_name=title,
             metric_value=round(at(report, f"student.test.{metric}"), 4),
         )
         for metric, title in metrics.items()
@@ -94,8 +140,8 @@ def model_card(report: Report) -> str:
     data = ModelCardData(
         language=[code for code in languages if re.fullmatch("[a-z]{2,3}", code)] or None,
         library_name="transformers",
-        pipeline_tag="token-classification",
-        tags=["token-classification", "named-entity-recognition", "distillation", "xdray"],
+        pipeline_tag=pipeline,
+        tags=[pipeline, "distillation", "xdray"],
         base_model=name if _is_hub_id(name) else None,
         model_name="student",
         eval_results=results or None,
@@ -103,15 +149,11 @@ def model_card(report: Report) -> str:
     return f"---\n{data.to_yaml()}\n---\n\n{_card_text(report)}"
 
 
-def loading_example(report: Report) -> str:
+def loading_example(report: Report, folder: str | None = None) -> str:
     """Python that loads the student, for the terminal."""
     remote = ", trust_remote_code=True" if at(report, "student.kind") == "bilstm" else ""
-    return (
-        "from transformers import pipeline\n\n"
-        f'tagger = pipeline("token-classification", "{at(report, "run_dir")}/student"{remote},\n'
-        '                  aggregation_strategy="first")\n'
-        'print(tagger([["Anna", "lives", "in", "Lyon", "."]], is_split_into_words=True))'
-    )
+    place = folder or f"{at(report, 'run_dir')}/student"
+    return str(at(report, "task.usage") or "").format(folder=place, remote=remote)
 
 
 def _is_hub_id(name: Any) -> bool:
@@ -122,7 +164,6 @@ def _is_hub_id(name: Any) -> bool:
 
 
 def _card_text(report: Report) -> str:
-    remote = ", trust_remote_code=True" if at(report, "student.kind") == "bilstm" else ""
     note = "\nIts code lies in the folder: read `modeling_bilstm.py` before you trust it.\n"
     labels = ", ".join(f"`{label}`" for label in at(report, "task.labels") or [])
     languages = ", ".join(at(report, "task.languages") or []) or "not recorded"
@@ -130,28 +171,22 @@ def _card_text(report: Report) -> str:
     text = text_table(report)[1]
     parts = [
         f"# {student_name(report)}, distilled from {teacher}",
-        f"A token classifier for {labels}, made by xdray {at(report, 'version')} on "
+        f"{at(report, 'task.noun')} for {labels}, made by xdray {at(report, 'version')} on "
         f"{at(report, 'created')}. Languages: {languages}.",
         "## Use",
-        "```python\nfrom transformers import AutoModelForTokenClassification, AutoTokenizer, "
-        "pipeline\n\n"
-        'folder = "."  # or its name on the Hub\n'
-        f"model = AutoModelForTokenClassification.from_pretrained(folder{remote})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained(folder{remote})\n"
-        'tagger = pipeline("token-classification", model=model, tokenizer=tokenizer, '
-        'aggregation_strategy="first")\n```' + (note if remote else ""),
+        f"```python\n{loading_example(report, '.')}\n```"
+        + (note if at(report, "student.kind") == "bilstm" else ""),
         "## Figures",
         _markdown(*comparison(report)),
-        "F1 is of whole entities (seqeval, default mode where not said otherwise), in percent; "
-        "in brackets the 95 % interval, a paired bootstrap over test sentences. "
-        "No teacher: the same student trained on the labels alone. Latency: "
+        f"{at(report, 'task.about')} In brackets the 95 % interval, a paired bootstrap over test "
+        "sentences. No teacher: the same student trained on the labels alone. Latency: "
         f"{at(report, 'config.evaluation.latency_length') or NONE} tokens a sentence, float32; "
         f"{machine_name(report)}.",
         "## By language",
         _markdown(*language_table(report, languages_of(report))),
         "## Trained on",
         "\n".join(f"- {split}: {told}" for split, told in text),
-        f"The transfer text carries no labels: it was tagged by {teacher}. Choices were made on "
+        f"The transfer text carries no labels: {teacher} read it. Choices were made on "
         "dev; test was read once.",
         "## Limits",
         "\n".join(f"- {limit}" for limit in _limits(report)),
@@ -178,11 +213,11 @@ def _limits(report: Report) -> list[str]:
         cut = plain(at(report, "evaluation.cut_words.test"))
         found.append(
             f"It was trained on at most {length} tokens a sentence; words past that ({cut} in "
-            "test) were scored as O."
+            "test) were not read."
         )
     found.append(
-        "It imitates its teacher, mistakes included; text, languages and types of entity other "
-        "than those above were not measured."
+        "It imitates its teacher, mistakes included; text and languages other than those "
+        "above were not measured."
     )
     return found
 
@@ -239,7 +274,8 @@ def _page(report: Report, pictures: Mapping[str, str]) -> str:
 
 def _tiles(report: Report) -> list[tuple[str, str, str]]:
     """The four figures to read first: each with what it is of, and what else to know."""
-    metric = METRICS.get(metric_of(report), metric_of(report)).replace("Entity", "entity")
+    metric = metrics_of(report).get(metric_of(report), metric_of(report))
+    metric = metric[:1].lower() + metric[1:]
     kept, gain = at(report, "retention"), at(report, "gain")
     sizes = [count(at(report, f"{s}.parameters")) for s in ("student", "teacher")]
     timed = at(report, "speedup") is not None

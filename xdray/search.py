@@ -12,17 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xdray.assessment import teacher_predictions
+from xdray.assessment import teacher_scores
 from xdray.cluster import Cluster, plan_resources
 from xdray.config import Config
 from xdray.configfile import load_config, with_fields
-from xdray.corpus import Labelled
 from xdray.distillation import Corpus, annotate_all, distill, make_teacher, read_corpus, settled
 from xdray.errors import ConfigError
-from xdray.evaluation import entity_scores
 from xdray.fronts import pareto_front
 from xdray.header import ModelHeader
-from xdray.labels import LabelSet
 from xdray.planning import check_plan, check_student
 from xdray.runs import Run, open_run
 from xdray.search_report import write_search_report
@@ -31,7 +28,7 @@ from xdray.stages import needed_layers, plan_stages
 from xdray.starts import prepare_start
 from xdray.targets import TargetView
 from xdray.tokens import fingerprint as tokenizer_fingerprint
-from xdray.tokens import load_tokenizer, words_of
+from xdray.tokens import load_tokenizer
 from xdray.trial_pool import TrialPool, concurrency, search_of, shown
 from xdray.trials import (
     ENDED,
@@ -64,20 +61,21 @@ def tune(config: Config, *, fresh: bool = False) -> dict[str, Any]:
         layers = _layers(config, space, header)
         targets = annotate_all(run, cluster, corpus, teacher, layers)
         course = make_course(run, corpus, targets.transfer, teacher, header, space)
-        teacher_dev = _teacher_score(config, corpus.splits["dev"], targets.dev, corpus.labels)
+        dev, tokenizer = corpus.splits["dev"].sentences, load_tokenizer(teacher)
+        scores = teacher_scores(corpus.task, targets.dev, tokenizer, dev)
         pool = TrialPool(course, space, run.console.say)
         pool.weigh_ahead()
         run_trials(pool, cluster)
         trials = read_trials(course)
-        report = summarise(config, trials, pool.excluded, targets.facts, teacher_dev)
+        report = summarise(course, trials, pool.excluded, targets.facts, scores[course.task.metric])
         best = report["best"]
         if best is None:
             raise ConfigError(f"{run.folder}: no trial finished; see trials/*/trial.json")
         chosen = distill_best(run, course, best)
         best["run"] = {key: chosen[key] for key in ("run_dir", "retention", "gain", "latency_ms")}
-        best["test"] = chosen["student"]["test"][config.evaluation.metric]
+        best["test"] = chosen["student"]["test"][course.task.metric]
         baseline = chosen["baseline"]
-        report["baseline_dev"] = baseline and baseline["dev"][config.evaluation.metric]
+        report["baseline_dev"] = baseline and baseline["dev"][course.task.metric]
         report["seconds"] = round(time.monotonic() - started, 2)
         report["report"] = str(write_search_report(run.folder, report, trials))
         run.console.say(f"\nreport: {report['report']}")
@@ -94,11 +92,11 @@ def make_course(
     for fields in space.part("student.embedding").combinations():
         its = trial_config(config, fields)
         folder = run.path("starts", start_key(its))
-        prepare_start(its, folder, teacher, view, corpus.splits["train"].sentences)
+        prepare_start(its, folder, teacher, corpus.task, view, corpus.splits["train"].sentences)
         starts[start_key(its)] = str(folder), tokenizer_fingerprint(load_tokenizer(str(folder)))
     return Course(
         config=config,
-        labels=corpus.labels.tags,
+        task=corpus.task,
         num_teacher_layers=header.num_layers,
         teacher_width=header.width,
         targets=view.fingerprint,
@@ -124,13 +122,14 @@ def distill_best(run: Run, course: Course, best: Mapping[str, Any]) -> dict[str,
 
 
 def summarise(
-    config: Config,
+    course: Course,
     trials: list[dict[str, Any]],
     excluded: int,
     targets: Mapping[str, Any],
     teacher_dev: float,
 ) -> dict[str, Any]:
     """Return counts, front and best of the trials."""
+    config = course.config
     search = search_of(config)
     finished = [trial for trial in trials if trial["status"] == "finished"]
     names = search.objectives if len(search.objectives) > 1 else ["score", "parameters"]
@@ -148,7 +147,7 @@ def summarise(
         "front_objectives": names,
         "targets": {key: targets[key] for key in ("rows", "teacher_forward_rows", "layers")},
         "teacher_dev": teacher_dev,
-        "metric": config.evaluation.metric,
+        "metric": course.task.metric,
         "space": {name: str(domain) for name, domain in space_of(config).domains.items()},
         "config": config.model_dump(mode="json"),
     }
@@ -257,11 +256,3 @@ def _layers(config: Config, space: Space, header: ModelHeader) -> tuple[int, ...
         stages = plan_stages(trial_config(config, fields), header.num_layers)
         found.update(needed_layers(stages))
     return tuple(sorted(found))
-
-
-def _teacher_score(config: Config, dev: Labelled, view: TargetView, labels: LabelSet) -> float:
-    counts = [len(words_of(sentence, config.tokens.words)) for sentence in dev.sentences]
-    tags, _ = teacher_predictions(view, counts, labels)
-    gold = [list(sentence.tags or ()) for sentence in dev.sentences]
-    languages = [sentence.language for sentence in dev.sentences]
-    return entity_scores(gold, tags, languages)[config.evaluation.metric]

@@ -6,6 +6,7 @@ machine, and one of them takes a few training steps.
 
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from xdray.space import Fields, Space, check_space, space_of, trial_config
 from xdray.stages import Stage, plan_stages
 from xdray.steps import Stepper
 from xdray.student import Student, build_student
+from xdray.task import load_task, with_labels
 from xdray.tokens import load_tokenizer
 from xdray.trial_pool import SHAPES_AHEAD, concurrency, refusal, search_of, shown, timed_length
 from xdray.trials import start_key, student_costs
@@ -93,11 +95,12 @@ def _vocabulary(config: Config, header: ModelHeader) -> tuple[int, str]:
 
 
 def _student(config: Config, header: ModelHeader, vocabulary: int) -> Student:
+    task = load_task(config)
     return build_student(
         config.student,
         vocab_size=vocabulary,
         teacher_width=header.width,
-        labels=LabelSet(header.tags or tuple(config.task.labels or ("O",))),
+        task=task if task.labels else with_labels(task, LabelSet(header.tags)),
         pad_token_id=0,
         max_length=config.tokens.max_length,
         embeddings=None,
@@ -129,21 +132,28 @@ def _step_seconds(config: Config, student: Student, stage: Stage, header: ModelH
     """Seconds of one step on random tokens, sentences of 24 tokens."""
     length = min(24, config.tokens.max_length)
     rows, shape = max(1, stage.batch_tokens // length), student.model.config
-    classes, vocabulary = int(shape.num_labels or 1), int(shape.vocab_size)
+    task, vocabulary = load_task(config), int(shape.vocab_size)
+    classes = int(shape.num_labels or 1)
     tokens = rows * length
+    terms = [  # labels cost what logits do, and need no text
+        replace(term, loss="logits", split="transfer") if term.loss == "labels" else term
+        for term in stage.terms
+    ]
+    stage = replace(stage, terms=tuple(terms))
     session = LocalSession(None)
     student.to(session.device)
     batch = Batch(
         input_ids=torch.randint(vocabulary, (rows, length)),
         attention_mask=torch.ones(rows, length, dtype=torch.int64),
+        token_types=None,
         kept=torch.arange(tokens),
         first=torch.arange(tokens),
-        logits=torch.randn(tokens, classes),
+        logits=torch.randn(rows if task.sentence_logits else tokens, classes),
         hidden={layer: torch.randn(tokens, header.width) for layer in stage.layers},
-        labels=torch.randint(classes, (tokens,)),
-        num_labels=tokens,
+        labels=None,
+        num_labels=0,
     ).to(session.device)
-    stepper = Stepper(student.train(), stage, config.training, session)
+    stepper = Stepper(student.train(), stage, task, config.training, session)
     window = [dict.fromkeys(stage.splits, batch)]
     started = 0.0
     for step in range(STEPS):

@@ -4,37 +4,55 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-Content = str | tuple[str, ...]  # raw text, or words
+
+@dataclass(frozen=True, slots=True)
+class TextPair:
+    """Two texts that are read together: premise and hypothesis, question and context."""
+
+    first: str
+    second: str
+
+
+Content = str | tuple[str, ...] | TextPair  # raw text, words, or two texts
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """Raw text, or words; with tags (IOB2, one a word) where people gave them."""
+    """What one row of text holds, and what people said of it where they did."""
 
     sentence_id: str
     language: str
-    text: str | None
-    words: tuple[str, ...] | None
-    tags: tuple[str, ...] | None = None
+    content: Content
+    gold: Any = None
+    """As the task has it: tags, a class, a number, answers."""
 
 
 def text_keys(sentences: Iterable[Sentence]) -> frozenset[int]:
     """64-bit hashes of sentences, case-folded, without white space: equal for text and words."""
-    return frozenset(key_of(squeeze(content_of(sentence))) for sentence in sentences)
-
-
-def content_of(sentence: Sentence) -> Content:
-    """Return the words of a sentence, or the text that it has instead."""
-    return sentence.words if sentence.words is not None else sentence.text or ""
+    return frozenset(key_of(squeeze(sentence.content)) for sentence in sentences)
 
 
 def squeeze(content: Content) -> str:
-    """Case-fold and take out all white space; "" says that a sentence is empty."""
+    """Case-fold and take out all white space; "" says that a sentence is empty.
+
+    A pair is empty when one of its texts is; a tab stands between them.
+    """
+    if isinstance(content, TextPair):
+        parts = [squeeze(content.first), squeeze(content.second)]
+        return "\t".join(parts) if all(parts) else ""
     text = content if isinstance(content, str) else "".join(content)
     return "".join(text.split()).casefold()
+
+
+def text_of(content: Content) -> str:
+    """Return content as one line of text, for counts and samples."""
+    if isinstance(content, TextPair):
+        return f"{content.first} {content.second}"
+    return content if isinstance(content, str) else " ".join(content)
 
 
 def key_of(squeezed: str) -> int:
@@ -54,8 +72,12 @@ def shard_hash(sentences: Sequence[tuple[str, Content]], copy: int) -> str:
     """Hash the sizes of all parts, then the parts: text "a b" differs from words "a", "b"."""
     sizes, parts = [copy], []
     for language, content in sentences:
-        sizes.append(-1 if isinstance(content, str) else len(content))
-        for part in (language, content) if isinstance(content, str) else (language, *content):
+        if isinstance(content, TextPair):
+            size, its = -2, (content.first, content.second)
+        else:
+            size, its = (-1, (content,)) if isinstance(content, str) else (len(content), content)
+        sizes.append(size)
+        for part in (language, *its):
             parts.append(part.encode())
             sizes.append(len(parts[-1]))
     hasher = hashlib.blake2b(np.array(sizes, dtype="<i8").tobytes(), digest_size=16)

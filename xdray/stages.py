@@ -240,7 +240,7 @@ def _trainable_groups(
     reached = list(layer_groups(student))
     if all(term.loss == "hidden" for term in terms):
         reached.remove("head")
-    if student.kind == "transformer" and all(term.loss != "hidden" for term in terms):
+    if student.kind != "bilstm" and all(term.loss != "hidden" for term in terms):
         reached.remove("projection")  # serves hidden terms only, dropped at the end
     if stage.trainable is None:
         return tuple(reached)

@@ -4,25 +4,37 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+from torch import Tensor
 
-from xdray.config import Config
+from xdray.config import Config, StudentConfig
 from xdray.corpus import Sentence
+from xdray.encoders import cut_encoder, spaced_layers
+from xdray.errors import ConfigError
+from xdray.header import read_header
+from xdray.learner import quiet_transformers
 from xdray.storage import fingerprint, write_bytes_atomic
 from xdray.student import svd_embeddings
 from xdray.targets import TargetView
-from xdray.tasks.tagging import tokenise, words_and_tags
-from xdray.teacher import embedding_table
+from xdray.task import Task
+from xdray.teacher import embedding_table, model_folder
+from xdray.tokens import fingerprint as fingerprint_of
 from xdray.tokens import load_tokenizer
 from xdray.vocabulary import prune_tokenizer
 
 
 def prepare_start(
-    config: Config, folder: Path, teacher: str, transfer: TargetView, train: Sequence[Sentence]
+    config: Config,
+    folder: Path,
+    teacher: str,
+    task: Task,
+    transfer: TargetView,
+    train: Sequence[Sentence],
 ) -> Path:
     """Write what every student starts from: tokenizer, embeddings, teacher id to student id.
 
@@ -32,9 +44,9 @@ def prepare_start(
     key = fingerprint(
         [
             transfer.fingerprint,
-            [sentence.words for sentence in train],
+            [str(sentence.content) for sentence in train],
             config.tokens.model_dump(mode="json"),
-            [config.student.embedding, config.student.embedding_init],
+            start_fields(config.student),
         ]
     )
     done = folder / "start.json"  # written last
@@ -42,12 +54,11 @@ def prepare_start(
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     tokenizer = load_tokenizer(teacher)
-    table = embedding_table(teacher)
+    table = embedding_table(teacher, task)
     teacher_ids = student_ids = np.arange(len(table))
     if config.tokens.vocabulary == "pruned":
         used = seen_tokens(transfer, len(table))
-        words, _ = words_and_tags(train, config.tokens.words)
-        used[tokenise(tokenizer, words, config.tokens.max_length)[0].ids] = True
+        used[task.tokens(tokenizer, train)[0].ids] = True
         pruned = prune_tokenizer(tokenizer, used)
         tokenizer, teacher_ids, student_ids = (
             pruned.tokenizer,
@@ -56,12 +67,39 @@ def prepare_start(
         )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
-    if config.student.embedding_init == "svd":
+    if config.student.kind == "encoder":
+        _save_encoder(config.student, teacher, torch.from_numpy(teacher_ids), folder)
+    elif config.student.embedding_init == "svd":
         embeddings = svd_embeddings(table, config.student.embedding, torch.from_numpy(teacher_ids))
         save_file({"embeddings": embeddings}, folder / "embeddings.safetensors")
     np.save(folder / "student_ids.npy", student_ids)
     write_bytes_atomic(str(done), json.dumps({"key": key}).encode())
     return folder
+
+
+def start_fields(student: StudentConfig) -> list[Any]:
+    """Fields of a student that decide what its start holds."""
+    if student.kind == "encoder":
+        return ["encoder", student.start, student.layers, student.start_layers]
+    return [student.embedding_init, student.embedding]
+
+
+def _save_encoder(student: StudentConfig, teacher: str, teacher_ids: Tensor, folder: Path) -> None:
+    """Write the layers and embeddings that a student of kind encoder starts from.
+
+    Raises ConfigError for an encoder with other tokens than the teacher's.
+    """
+    origin = teacher
+    if student.start != "teacher":
+        origin = str(model_folder(student.start))
+        if fingerprint_of(load_tokenizer(origin)) != fingerprint_of(load_tokenizer(teacher)):
+            raise ConfigError(
+                f"student.start: {student.start} cuts text into other tokens than the teacher; "
+                "take an encoder with the teacher's tokenizer, or student.kind: transformer"
+            )
+    layers = student.start_layers or spaced_layers(student.layers, read_header(origin).num_layers)
+    with quiet_transformers():
+        cut_encoder(origin, layers, teacher_ids).save_pretrained(folder / "encoder")
 
 
 def seen_tokens(view: TargetView, vocab_size: int) -> NDArray[np.bool_]:

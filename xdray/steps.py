@@ -20,25 +20,32 @@ from xdray.errors import TrainingError
 from xdray.learner import Learner
 from xdray.sessions import Session
 from xdray.stages import Stage, Term
+from xdray.task import Task
 
 
 class Stepper:
     """Takes the steps of one stage with a student, over one window of batches at a time."""
 
     def __init__(
-        self, student: Learner, stage: Stage, settings: TrainingConfig, session: Session
+        self,
+        student: Learner,
+        stage: Stage,
+        task: Task,
+        settings: TrainingConfig,
+        session: Session,
     ) -> None:
         """Freeze all but the stage's groups. Raises TrainingError where nothing is left to train.
 
         The student must be on the session's device; every rank must come here.
         """
         self.student, self.stage, self.settings, self.session = student, stage, settings, session
+        self.task = task
         self.optimiser = _optimiser(_trainable(student, stage), stage, settings)
         self.sums = torch.zeros(2, len(stage.terms), dtype=torch.float64, device=session.device)
         """Loss sum and token count of each term since the last `clear`, over all ranks."""
         self.rate = 0.0
         """Of the last step."""
-        self._losses: nn.Module = StepLosses(student, stage.terms)
+        self._losses: nn.Module = StepLosses(student, stage.terms, task)
         if session.world_size > 1:
             self._losses = DistributedDataParallel(self._losses, broadcast_buffers=False)
 
@@ -92,13 +99,14 @@ class Stepper:
     def held_out_loss(self, batches: Sequence[Batch]) -> float:
         """The stage's loss on these transfer batches, on its device, of all ranks together."""
         terms = [term for term in self.stage.terms if term.split == "transfer"]
-        losses_of = StepLosses(self.student, terms)
+        losses_of = StepLosses(self.student, terms, self.task)
         totals = torch.zeros(2, len(terms), dtype=torch.float64, device=self.session.device)
         with torch.inference_mode(), self._autocast():
             for batch in batches:
                 totals[0] += losses_of({"transfer": batch})
                 totals[1] += torch.tensor(
-                    [_term_count(term, batch) for term in terms], device=self.session.device
+                    [_term_count(term, batch, self.task) for term in terms],
+                    device=self.session.device,
                 )
         self.session.all_sum(totals)
         weights = torch.tensor([term.weight for term in terms], dtype=torch.float64)
@@ -118,7 +126,7 @@ class Stepper:
         terms = self.stage.terms
         counts = torch.tensor(
             [
-                float(sum(_term_count(term, batches[term.split]) for batches in window))
+                float(sum(_term_count(term, its[term.split], self.task) for its in window))
                 for term in terms
             ],
             device=self.session.device,
@@ -140,20 +148,26 @@ class Stepper:
 class StepLosses(nn.Module):
     """The losses of one step in one forward call, so that DDP sees one forward a step."""
 
-    def __init__(self, student: Learner, terms: Sequence[Term]) -> None:
+    def __init__(self, student: Learner, terms: Sequence[Term], task: Task) -> None:
         """Wrap a student for the terms of a stage."""
         super().__init__()
         self.student = student
         self.terms = terms
+        self.task = task
 
     def forward(self, batches: Mapping[str, Batch]) -> Tensor:
         """Loss sum of each term, over this rank's tokens: (len(terms),) float32."""
         outputs = {}
         for split, batch in batches.items():
-            hidden, logits = self.student(batch.input_ids, batch.attention_mask)
-            outputs[split] = (_kept(hidden, batch), _kept(logits, batch))
+            hidden, logits = self.student(batch.input_ids, batch.attention_mask, batch.token_types)
+            if not self.task.sentence_logits:
+                logits = _kept(logits, batch)
+            outputs[split] = (_kept(hidden, batch), logits)
         return torch.stack(
-            [_term_loss(term, outputs[term.split], batches[term.split]) for term in self.terms]
+            [
+                _term_loss(term, outputs[term.split], batches[term.split], self.task)
+                for term in self.terms
+            ]
         )
 
 
@@ -203,30 +217,43 @@ def _kept(values: Tensor, batch: Batch) -> Tensor:
     return values.flatten(0, 1).index_select(0, batch.kept)
 
 
-def _term_loss(term: Term, output: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+def _term_loss(term: Term, output: tuple[Tensor, Tensor], batch: Batch, task: Task) -> Tensor:
+    """Loss sum of a term; a batch that only joins the step has no rows to score."""
     hidden, logits = output
     if term.loss == "hidden":
         assert term.layer is not None
-        target = batch.hidden[term.layer]
+        hidden, target = (
+            _pooled(states, batch, term.tokens) for states in (hidden, batch.hidden[term.layer])
+        )
         if term.distance == "kl":
             return losses.representation_kl_loss(hidden, target)
         return losses.representation_loss(hidden, target)
+    scored = batch.labels if term.loss == "labels" else batch.logits
+    assert scored is not None
+    if task.sentence_logits:
+        logits = logits[: len(scored)]
     if term.loss == "labels":
-        assert batch.labels is not None
-        return losses.label_loss(logits, batch.labels)
-    assert batch.logits is not None
-    target = batch.logits
-    if term.tokens == "first":
-        logits, target = logits[batch.first], target[batch.first]
-    if term.loss == "hard_labels":
-        return losses.label_loss(logits, target.argmax(-1))
-    if term.distance == "kl":
-        return losses.soft_target_loss(logits, target, term.temperature)
-    return losses.logit_loss(logits, target)
+        return task.label_loss(logits, scored, batch)
+    return task.logit_loss(term, logits, scored, batch)
 
 
-def _term_count(term: Term, batch: Batch) -> int:
-    """Tokens that the term's mean is over, on this rank."""
+def _pooled(states: Tensor, batch: Batch, tokens: str) -> Tensor:
+    """States of all kept tokens (N, W), of the first ones, or their means by sentence (B, W)."""
+    if tokens == "first":
+        return states[batch.first]
+    if tokens == "all" or not len(states):
+        return states
+    sums = states.new_zeros(len(batch.input_ids), states.shape[-1])
+    counts = torch.bincount(batch.owners, minlength=len(sums)).clamp(min=1)
+    return sums.index_add(0, batch.owners, states) / counts[:, None]
+
+
+def _term_count(term: Term, batch: Batch, task: Task) -> int:
+    """Tokens or sentences that the term's mean is over, on this rank."""
     if term.loss == "labels":
         return batch.num_labels
+    if term.loss != "hidden":
+        return task.logit_count(term, batch)
+    if term.tokens == "mean":
+        return len(batch.input_ids) if len(batch.kept) else 0
     return len(batch.first if term.tokens == "first" else batch.kept)

@@ -16,27 +16,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoModelForTokenClassification,
     ElectraConfig,
-    ElectraForTokenClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from xdray.config import StudentConfig
+from xdray.encoders import encoder_stack, load_encoder
 from xdray.errors import ConfigError, ExportError
-from xdray.labels import LabelSet
-from xdray.learner import Learner, quiet_transformers
-from xdray.modeling_bilstm import BiLstmConfig, BiLstmForTokenClassification
+from xdray.learner import Learner, logits_of, model_inputs, quiet_transformers
+from xdray.modeling_bilstm import (
+    BiLstmConfig,
+    BiLstmForQuestionAnswering,
+    BiLstmForSequenceClassification,
+    BiLstmForTokenClassification,
+    BiLstmModel,
+)
+from xdray.task import Task
 
+BILSTMS: dict[str, Any] = {
+    "AutoModel": BiLstmModel,
+    "AutoModelForTokenClassification": BiLstmForTokenClassification,
+    "AutoModelForSequenceClassification": BiLstmForSequenceClassification,
+    "AutoModelForQuestionAnswering": BiLstmForQuestionAnswering,
+}
 AutoConfig.register(BiLstmConfig.model_type, BiLstmConfig, exist_ok=True)
-AutoModelForTokenClassification.register(BiLstmConfig, BiLstmForTokenClassification, exist_ok=True)
-BiLstmConfig.register_for_auto_class()  # these two: a saved folder gets `auto_map` and the file
-BiLstmForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+BiLstmConfig.register_for_auto_class()  # a saved folder gets `auto_map` and the file
+for _name, _class in BILSTMS.items():
+    getattr(transformers, _name).register(BiLstmConfig, _class, exist_ok=True)
+    _class.register_for_auto_class(_name)
 
 SVD_ROWS = 16384  # rows of the teacher's table that are held in float64 at once
 
@@ -57,18 +70,17 @@ class Student(Learner):
         self.projection = projection
         self.max_length = max_length
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states in the teacher's width (B, T, W), and logits (B, T, C).
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states in the teacher's width (B, T, W), and logits (B, T, C) or (B, C).
 
         input_ids, attention_mask: (B, T), padding last; states and logits there mean nothing.
         """
-        if isinstance(self.model, BiLstmForTokenClassification):
-            hidden = self.model.encode(input_ids, attention_mask)
-            return hidden, self.model.classify(hidden)
-        assert isinstance(self.model, ElectraForTokenClassification)
-        assert self.projection is not None
-        states = self.model.electra(input_ids, attention_mask).last_hidden_state
-        return self.projection(states), self.model.classifier(self.model.dropout(states))
+        inputs = model_inputs(self.model, input_ids, attention_mask, token_types)
+        output = self.model(**inputs, output_hidden_states=True)
+        states = output.hidden_states[-1]
+        return states if self.projection is None else self.projection(states), logits_of(output)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by group, from the top down: the order of gradual unfreezing.
@@ -77,32 +89,37 @@ class Student(Learner):
         losses reach it), layer_n ... layer_1, embedding. Each parameter is in exactly one.
         """
         model: Any = self.model
-        modules: dict[str, list[nn.Module]] = {"head": [model.classifier]}
+        groups: dict[str, list[nn.Parameter]] = {"head": _parameters(*self.head())}
         if self.projection is None:
-            modules["projection"] = [model.projection]
-            modules["encoder"] = [model.encoder]
-            modules["embedding"] = [model.embeddings]
+            groups["projection"] = _parameters(model.projection)
+            groups["encoder"] = _parameters(model.encoder)
         else:
-            modules["projection"] = [self.projection]
-            layers = list(enumerate(model.electra.encoder.layer, start=1))
-            modules |= {f"layer_{number}": [layer] for number, layer in reversed(layers)}
-            modules["embedding"] = [model.electra.embeddings]
-            if hasattr(model.electra, "embeddings_project"):  # not where E is the width
-                modules["embedding"].append(model.electra.embeddings_project)
-        return {
-            name: [parameter for part in parts for parameter in part.parameters()]
-            for name, parts in modules.items()
-        }
+            groups["projection"] = _parameters(self.projection)
+            layers = list(enumerate(encoder_stack(model.base_model).layer, start=1))
+            groups |= {f"layer_{number}": _parameters(layer) for number, layer in reversed(layers)}
+        taken = {id(parameter) for group in groups.values() for parameter in group}
+        groups["embedding"] = [p for p in model.parameters() if id(p) not in taken]
+        return groups
+
+    def head(self) -> list[nn.Module]:
+        """What stands above the encoder and, in a BiLSTM, the projection."""
+        names = ("classifier", "qa_outputs")
+        return [getattr(self.model, name) for name in names if hasattr(self.model, name)]
 
     def reset_head(self, seed: int) -> None:
         """Give the head fresh weights, in place, the same for the same seed."""
-        head = self.model.classifier
-        assert isinstance(head, nn.Linear)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
-            fresh = nn.Linear(head.in_features, head.out_features)
-            self.model._init_weights(fresh)
-            head.load_state_dict(fresh.state_dict())
+            for part in self.head():
+                for module in part.modules():
+                    if isinstance(module, nn.Linear):
+                        fresh = nn.Linear(module.in_features, module.out_features)
+                        self.model._init_weights(fresh)
+                        module.load_state_dict(fresh.state_dict())
+
+
+def _parameters(*modules: nn.Module) -> list[nn.Parameter]:
+    return [parameter for module in modules for parameter in module.parameters()]
 
 
 def build_student(
@@ -110,41 +127,42 @@ def build_student(
     *,
     vocab_size: int,
     teacher_width: int,
-    labels: LabelSet,
+    task: Task,
     pad_token_id: int,
     max_length: int,
     embeddings: Tensor | None,
     seed: int,
+    encoder: str | None = None,
 ) -> Student:
     """Make a student with fresh weights, the same for the same seed whatever was drawn before.
 
     teacher_width: W, of the hidden layers it imitates. max_length: positions of a Transformer, and
     what the saved tokenizer cuts to. embeddings: (V, E) to start from, as `svd_embeddings` makes
-    them; None: random.
+    them; None: random. encoder: folder of the encoder that kind encoder starts from.
     """
     shared = {
         "vocab_size": vocab_size,
         "embedding_size": config.embedding,
         "hidden_size": config.hidden,
         "pad_token_id": pad_token_id,
-        "id2label": labels.id2label,
-        "label2id": labels.ids,
+        **task.model_settings,
     }
     projection = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.kind == "bilstm":
-            model = BiLstmForTokenClassification(
+            model = BILSTMS[task.model_class](
                 BiLstmConfig(
                     **shared,
                     num_layers=config.layers,
                     projection_size=teacher_width,
                     projection_activation=config.projection,
+                    pooling=config.pooling,
                     dropout=config.dropout,
                 )
             )
-        else:
-            model = ElectraForTokenClassification(
+        elif config.kind == "transformer":
+            model = getattr(transformers, task.model_class).from_config(
                 ElectraConfig(
                     **shared,
                     num_hidden_layers=config.layers,
@@ -155,15 +173,26 @@ def build_student(
                     max_position_embeddings=max_length,
                 )
             )
-            activation = nn.GELU() if config.projection == "gelu" else nn.Identity()
-            projection = nn.Sequential(nn.Linear(config.hidden, teacher_width), activation)
-    if embeddings is not None:
+            projection = _projection(config, config.hidden, teacher_width)
+        else:
+            assert encoder is not None
+            model = load_encoder(encoder, task)
+            width = int(model.config.hidden_size)
+            projection = nn.Identity()  # of equal widths there is no map (P2)
+            if width != teacher_width:
+                projection = _projection(config, width, teacher_width)
+    if embeddings is not None and config.kind != "encoder":
         table = model.get_input_embeddings().weight
         assert isinstance(table, Tensor)
         assert embeddings.shape == table.shape, (embeddings.shape, table.shape)
         with torch.no_grad():
             table.copy_(_unit_size(embeddings) if config.kind == "bilstm" else embeddings)
     return Student(model, projection, max_length)
+
+
+def _projection(config: StudentConfig, width: int, teacher_width: int) -> nn.Module:
+    activation = nn.GELU() if config.projection == "gelu" else nn.Identity()
+    return nn.Sequential(nn.Linear(width, teacher_width), activation)
 
 
 def _unit_size(embeddings: Tensor) -> Tensor:
@@ -250,14 +279,14 @@ def _put_in_place(unfinished: Path, folder: Path) -> None:
     shutil.rmtree(old)
 
 
-def load_student(folder: str | Path) -> PreTrainedModel:
+def load_student(folder: str | Path, model_class: str) -> PreTrainedModel:
     """Load the model that `save_student` wrote, in eval mode.
 
     Raises ExportError when there is none, or when weights are missing.
     """
     try:
         with quiet_transformers():
-            model, loading = AutoModelForTokenClassification.from_pretrained(
+            model, loading = getattr(transformers, model_class).from_pretrained(
                 folder, local_files_only=True, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -277,7 +306,8 @@ def check_saved(student: Student, reloaded: PreTrainedModel, folder: Path) -> No
     mask = torch.ones_like(ids)
     mask[1, ids.shape[1] // 2 :] = 0
     with torch.inference_mode():
-        difference = (student(ids, mask)[1] - reloaded(ids, mask).logits).abs().max().item()
+        saved = logits_of(reloaded(input_ids=ids, attention_mask=mask))
+        difference = (student(ids, mask)[1] - saved).abs().max().item()
     if not difference <= 1e-5:
         raise ExportError(
             f"{folder}: the reloaded student's logits differ by {difference:.2g}, expected none; "

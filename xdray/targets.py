@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,9 +33,7 @@ from xdray.storage import (
     write_bytes_atomic,
     write_json,
 )
-
-if TYPE_CHECKING:  # torch is not needed to look at a store
-    from xdray.batches import Tokens
+from xdray.tokenised import Tokens
 
 READERS = 16
 """Footers read at once: on an object store each takes a round trip."""
@@ -177,13 +175,11 @@ class TargetView:
                 f"{path}: missing or damaged ({error}); delete it and run the same command again"
             ) from error
 
-    def load_shard(self, shard: int, parts: Sequence[str]) -> "Tokens":
+    def load_shard(self, shard: int, parts: Sequence[str]) -> Tokens:
         """Read a shard's tokens and these of its parts: logits and hidden states.
 
         Raises TargetsError for a file that is missing, damaged or of other sentences.
         """
-        from xdray.batches import Tokens
-
         lengths = self.lengths[shard]
         folder, shard_id = join(self.store_uri, self.key), self.shard_ids[shard]
         names = ["ids", "word_ids", *(part for part in parts if part == LOGITS)]

@@ -1,8 +1,7 @@
-"""The teacher: any AutoModelForTokenClassification, loaded, fingerprinted, forwarded.
+"""The teacher: any Hugging Face encoder with the task's head, loaded, fingerprinted, forwarded.
 
-B sentences, T tokens, W width of the hidden states, C classes. Only input ids and the attention
-mask are passed on, which every family of encoders takes. Layer 0 is the output of the embeddings,
-layer l that of encoder layer l.
+B sentences, T tokens, W width of the hidden states, C classes. Layer 0 is the output of the
+embeddings, layer l that of encoder layer l.
 """
 
 import copy
@@ -11,18 +10,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from xdray.errors import ClusterError, ConfigError
 from xdray.header import resolve_model
-from xdray.labels import LabelSet
-from xdray.learner import Learner, quiet_transformers
+from xdray.learner import Learner, logits_of, model_inputs, quiet_transformers
 from xdray.stage_files import load_last
 from xdray.storage import fingerprint_files
+from xdray.task import Task
 from xdray.tokens import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -64,9 +65,16 @@ class Teacher:
                 )
 
     def forward(
-        self, ids: Tensor, mask: Tensor, layers: Sequence[int] = ()
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        layers: Sequence[int] = (),
+        types: Tensor | None = None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """(B, T) ids and mask -> logits (B, T, C) in our label order, {layer: hidden (B, T, W)}.
+        """(B, T) ids and mask -> logits in our label order, {layer: hidden (B, T, W)}.
+
+        Logits are (B, T, C), or (B, C) where a sentence has one row. types: 1 in the second text of
+        a pair.
 
         Logits are float32, hidden states of the model's own dtype; both stay on its device, and
         hold anything on padding. A batch too large for the GPU's memory is halved by rows, later
@@ -76,7 +84,7 @@ class Teacher:
         fits = self.most_tokens is None or ids.numel() <= self.most_tokens
         if fits or len(ids) == 1:
             try:
-                return self._forward(ids, mask, layers)
+                return self._forward(ids, mask, layers, types)
             except torch.OutOfMemoryError as error:
                 if len(ids) == 1:
                     raise ClusterError(
@@ -90,50 +98,61 @@ class Teacher:
                 torch.cuda.empty_cache()
         self.oom_halvings += 1
         half = len(ids) // 2
-        parts = [self.forward(ids[at], mask[at], layers) for at in (slice(half), slice(half, None))]
+        parts = [
+            self.forward(ids[at], mask[at], layers, None if types is None else types[at])
+            for at in (slice(half), slice(half, None))
+        ]
         hidden = {layer: torch.cat([part[1][layer] for part in parts]) for layer in layers}
         return torch.cat([part[0] for part in parts]), hidden
 
     def _forward(
-        self, ids: Tensor, mask: Tensor, layers: Sequence[int]
+        self, ids: Tensor, mask: Tensor, layers: Sequence[int], types: Tensor | None
     ) -> tuple[Tensor, dict[int, Tensor]]:
+        ids, mask = (its.to(self.device, torch.int64) for its in (ids, mask))
+        inputs = model_inputs(
+            self.model, ids, mask, None if types is None else types.to(self.device)
+        )
         with torch.inference_mode():
-            out = self.model(
-                input_ids=ids.to(self.device, torch.int64),
-                attention_mask=mask.to(self.device, torch.int64),
-                output_hidden_states=bool(layers),
-            )
-            logits = out.logits[..., self.label_mapping].float()
+            out = self.model(**inputs, output_hidden_states=bool(layers))
+            logits = logits_of(out)[..., self.label_mapping].float()
         return logits, {layer: out.hidden_states[layer] for layer in layers}
 
 
-def load_teacher(
-    model: str, labels: LabelSet | None, dtype: torch.dtype, device: str = "cpu"
-) -> Teacher:
-    """Load a fine-tuned token classifier from a folder, a Hub name or "package:NAME/FOLDER".
+def load_teacher(model: str, task: Task, dtype: torch.dtype, device: str = "cpu") -> Teacher:
+    """Load a model fine-tuned for a task from a folder, a Hub name or "package:NAME/FOLDER".
 
-    labels: the order wanted of the logits; None: the teacher's own. Raises ConfigError for a folder
-    that is no such model, weights other than safetensors, and a label set that is not `labels`.
+    Logits come in the order of the task's labels. Raises ConfigError for a folder that is no such
+    model, weights other than safetensors, and another label set.
     """
     folder = model_folder(model)
     try:
         with quiet_transformers():
-            loaded, report = AutoModelForTokenClassification.from_pretrained(
+            loaded, report = getattr(transformers, task.model_class).from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
-            f"{model}: a folder that is no token classifier: {' '.join(str(error).split())}; "
-            "expected what save_pretrained writes"
+            f"{model}: no model for {task.kind} can be loaded from it: "
+            f"{' '.join(str(error).split())}; expected what save_pretrained writes"
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise ConfigError(
             f"{model}: its weights lack {', '.join(missing[:3])}: an encoder without a fine-tuned "
-            "head; name it as teacher.finetune.encoder, or a fine-tuned one as teacher.model"
+            f"head for {task.kind}; name it as teacher.finetune.encoder, or a fine-tuned one as "
+            "teacher.model"
         )
-    tags = [loaded.config.id2label[index] for index in range(loaded.config.num_labels)]
-    mapping = labels.mapping_from(tags, f"teacher {model}") if labels else list(range(len(tags)))
+    mapping = list(range(len(task.labels or header_of(loaded))))
+    if task.named_labels and task.labels:
+        mapping = task.labels.mapping_from(
+            task.teacher_labels or header_of(loaded), f"teacher {model}"
+        )
     return Teacher(loaded.to(device).eval(), mapping, str(device))
+
+
+def header_of(model: PreTrainedModel) -> list[str]:
+    """Names of a loaded model's labels in the order of its ids."""
+    names: Any = model.config.id2label
+    return [names[index] for index in range(len(names))]
 
 
 def model_folder(model: str, weights: bool = True) -> Path:
@@ -172,9 +191,9 @@ def teacher_fingerprint(model: str) -> str:
     return fingerprint_files(str(folder), ["config.json", *weights])
 
 
-def embedding_table(model: str) -> Tensor:
+def embedding_table(model: str, task: Task) -> Tensor:
     """Return the token embeddings of a teacher: (V, W_embedding) float32."""
-    table = load_teacher(model, None, torch.float32).model.get_input_embeddings()
+    table = load_teacher(model, task, torch.float32).model.get_input_embeddings()
     assert isinstance(table, nn.Embedding)
     return table.weight.detach().clone()
 
@@ -231,22 +250,22 @@ class TeacherLearner(Learner):
 
     @classmethod
     def from_encoder(
-        cls, encoder: str, labels: LabelSet, seed: int, fresh: bool = False
+        cls, encoder: str, task: Task, seed: int, fresh: bool = False
     ) -> "TeacherLearner":
-        """Put a fresh head for these labels on a pre-trained encoder. Raises ConfigError.
+        """Put a fresh head for a task on a pre-trained encoder. Raises ConfigError.
 
         fresh: the encoder too starts from random weights, of the shape that config.json says.
         """
         folder = model_folder(encoder, weights=not fresh)
-        names = {"id2label": labels.id2label, "label2id": labels.ids}
+        names, model_class = task.model_settings, getattr(transformers, task.model_class)
         torch.manual_seed(seed)
         try:
             with quiet_transformers():
                 if fresh:
                     shape = AutoConfig.from_pretrained(folder, **names)
-                    model = AutoModelForTokenClassification.from_config(shape)
+                    model = model_class.from_config(shape)
                 else:
-                    model = AutoModelForTokenClassification.from_pretrained(
+                    model = model_class.from_pretrained(
                         folder,
                         **names,
                         dtype=torch.float32,
@@ -261,12 +280,13 @@ class TeacherLearner(Learner):
         learner.reset_head(seed)
         return learner
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) each -> last hidden states (B, T, W), logits (B, T, C)."""
-        out = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
-        )
-        return out.hidden_states[-1], out.logits
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T) each -> last hidden states (B, T, W), logits (B, T, C) or (B, C)."""
+        inputs = model_inputs(self.model, input_ids, attention_mask, token_types)
+        out = self.model(**inputs, output_hidden_states=True)
+        return out.hidden_states[-1], logits_of(out)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Head, encoder, token embeddings."""
@@ -291,13 +311,13 @@ class TeacherLearner(Learner):
 
 
 def save_finetuned(
-    encoder: str, labels: LabelSet, finetuning: Path, folder: Path, fresh: bool = False
+    encoder: str, task: Task, finetuning: Path, folder: Path, fresh: bool = False
 ) -> None:
     """Write the teacher of the last stage under `finetuning`, with its tokenizer, to `folder`.
 
     The folder appears whole, by rename, in place of an older one.
     """
-    learner = TeacherLearner.from_encoder(encoder, labels, 0, fresh)
+    learner = TeacherLearner.from_encoder(encoder, task, 0, fresh)
     load_last(learner, finetuning, 1)
     partial = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)

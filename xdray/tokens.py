@@ -4,13 +4,9 @@ Letters: N tokens of all sentences end to end, S sentences, V ids of a vocabular
 imported where a tokenizer is loaded or built, so that splitting words costs nothing.
 """
 
-import functools
 import hashlib
 import itertools
 import json
-import re
-import sys
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from xdray.corpus import Sentence
 from xdray.errors import ConfigError
 from xdray.header import resolve_model
+from xdray.sentences import Content, TextPair, text_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 
-# Han (with its iteration marks, zero and numerals), Hiragana and Katakana: written without spaces.
-CJK = (
-    "\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3040-\u3098\u309b-\u30ff\u31f0-\u31ff"
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U0001aff0-\U0001b16f"
-    "\U00020000-\U0003ffff"
-)
 PROBES = ("a", "e", "0", ".", "\u7684")  # words of which any tokenizer knows one
 SENTENCES_PER_CALL = 1000  # held at once by the Rust side, about 200 bytes a token
 
@@ -50,48 +40,8 @@ class Encoded:
     """(S + 1,) where each sentence starts, and N."""
     cut_words: npt.NDArray[np.int64]
     """(S,) words that the length cut off: all their tokens are gone."""
-
-
-def split_words(text: str, rule: str) -> list[tuple[int, int]]:
-    """Return the character span of each word of a text.
-
-    whitespace: between white space. punctuation: also each punctuation mark or symbol (Unicode P*,
-    S*) and each Han, Hiragana or Katakana character is a word of its own, with the combining marks
-    that follow it; Hangul and Thai are split at white space alone.
-    """
-    return [match.span() for match in _word_pattern(rule).finditer(text)]
-
-
-def words_of(sentence: Sentence, rule: str) -> tuple[str, ...]:
-    """Return the words of a sentence: those it has, else its text split by the rule."""
-    if sentence.words is not None:
-        return sentence.words
-    return tuple(_word_pattern(rule).findall(sentence.text or ""))
-
-
-@functools.cache
-def _word_pattern(rule: str) -> re.Pattern[str]:
-    """One match a word. Letters of the first 65,536 code points take a path with a small table."""
-    if rule == "whitespace":
-        return re.compile(r"\S+")
-    single = _characters("PS") + CJK
-    beyond = "\U00010000-\U0010ffff"
-    letters = rf"[^\s{single}{beyond}]++|(?=[{beyond}])[^\s{single}]"
-    return re.compile(rf"(?:{letters})++|\S[{_characters('M')}]*+")
-
-
-def _characters(categories: str) -> str:
-    """Return the inside of a regular expression's set: all characters of Unicode's categories."""
-    codes = (
-        code
-        for code in range(sys.maxunicode + 1)
-        if unicodedata.category(chr(code))[0] in categories
-    )
-    parts: list[str] = []
-    for _, run in itertools.groupby(enumerate(codes), lambda pair: pair[1] - pair[0]):
-        group = [code for _, code in run]
-        parts.append(f"\\U{group[0]:08x}-\\U{group[-1]:08x}")
-    return "".join(parts)
+    spans: npt.NDArray[np.int32] | None = None
+    """(N, 2) characters of its own text that a token stands for, -1 on special tokens."""
 
 
 def load_tokenizer(model: str) -> "PreTrainedTokenizerFast":
@@ -180,34 +130,129 @@ def encode(
     A word without any token (a control character) has no first token and is never counted.
     Raises ConfigError when `max_length` has no room beside the special tokens.
     """
-    prefix, suffix = _special_ids(tokenizer)
+    prefix, _, suffix = _special_ids(tokenizer)
+    budget = _budget(max_length, prefix, suffix)
+    side = _encode_side(tokenizer, sentences, is_words=True)
+    kept = _kept_lengths(side.word_ids, side.starts, budget)
+    offsets = np.concatenate([[0], np.cumsum(kept + len(prefix) + len(suffix))])
+    result = _blank(offsets, side.cut_words(kept))
+    side.copy(result, kept, offsets[:-1] + len(prefix), 0)
+    result.ids[offsets[:-1, None] + np.arange(len(prefix))] = prefix
+    result.ids[offsets[1:, None] - len(suffix) + np.arange(len(suffix))] = suffix
+    return result
+
+
+def encode_texts(
+    tokenizer: "PreTrainedTokenizerFast",
+    contents: Sequence[Content],
+    max_length: int,
+    *,
+    cut_second: bool = False,
+    spans: bool = False,
+) -> Encoded:
+    """Encode raw texts and pairs of them, as they are, in at most `max_length` tokens.
+
+    A pair that is too long loses tokens of its longer text; with `cut_second` only of the second,
+    while the first fits half of the room. word_ids go on counting in the second text. spans: also
+    say which characters each token stands for. Words given as such are joined by spaces.
+    """
+    prefix, middle, suffix = _special_ids(tokenizer)
+    is_pair = np.array([isinstance(content, TextPair) for content in contents], np.int64)
+    between = is_pair * len(middle)
+    room = _budget(max_length, prefix, suffix) - between
+    if (room < 2).any():
+        _budget(0, prefix, suffix)
+    texts = [c.first if isinstance(c, TextPair) else text_of(c) for c in contents]
+    seconds = [c.second if isinstance(c, TextPair) else "" for c in contents]
+    one, two = (_encode_side(tokenizer, its, False, spans) for its in (texts, seconds))
+    half = room // 2
+    rest = np.maximum(room - two.lengths, half if cut_second else room - half)
+    kept_one = np.minimum(one.lengths, rest)
+    kept_two = np.minimum(two.lengths, room - kept_one)
+    sizes = len(prefix) + kept_one + between + kept_two + len(suffix)
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    cut = one.cut_words(kept_one) + two.cut_words(kept_two)
+    result = _blank(offsets, cut, spans)
+    first = offsets[:-1] + len(prefix)
+    one.copy(result, kept_one, first, 0)
+    two.copy(result, kept_two, first + kept_one + between, one.num_words)
+    pairs = np.flatnonzero(is_pair)
+    for places, ids in (
+        (offsets[:-1], prefix),
+        ((first + kept_one)[pairs], middle),
+        (offsets[1:] - len(suffix), suffix),
+    ):
+        result.ids[places[:, None] + np.arange(len(ids))] = ids
+    return result
+
+
+def _budget(max_length: int, prefix: Sequence[int], suffix: Sequence[int]) -> int:
+    """Tokens beside the special ones."""
     budget = max_length - len(prefix) - len(suffix)
     if budget < 1:
         raise ConfigError(
             f"tokens.max_length = {max_length}: no room for a word beside the "
             f"{len(prefix) + len(suffix)} special tokens; set it higher"
         )
-    ids, word_ids, lengths = _encode_words(tokenizer, sentences)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    kept = _kept_lengths(word_ids, starts, budget)
-    firsts = np.concatenate([[0], np.cumsum(is_first(word_ids, starts))])
-    cut_words = firsts[starts[1:]] - firsts[starts[:-1] + kept]
+    return budget
 
-    offsets = np.concatenate([[0], np.cumsum(kept + len(prefix) + len(suffix))])
-    position = np.arange(len(ids)) - np.repeat(starts[:-1], lengths)
-    is_kept = position < np.repeat(kept, lengths)
-    target = (position + np.repeat(offsets[:-1] + len(prefix), lengths))[is_kept]
-    result = Encoded(
+
+def _blank(
+    offsets: npt.NDArray[np.int64], cut_words: npt.NDArray[np.int64], spans: bool = False
+) -> Encoded:
+    return Encoded(
         ids=np.empty(offsets[-1], np.int32),
         word_ids=np.full(offsets[-1], -1, np.int32),
         offsets=offsets,
         cut_words=cut_words,
+        spans=np.full((offsets[-1], 2), -1, np.int32) if spans else None,
     )
-    result.ids[target] = ids[is_kept]
-    result.word_ids[target] = word_ids[is_kept]
-    result.ids[offsets[:-1, None] + np.arange(len(prefix))] = prefix
-    result.ids[offsets[1:, None] - len(suffix) + np.arange(len(suffix))] = suffix
-    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One text of each sentence as tokens, uncut and without special tokens."""
+
+    ids: npt.NDArray[np.int32]
+    word_ids: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int64]
+    spans: npt.NDArray[np.int32] | None
+
+    @property
+    def starts(self) -> npt.NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    @property
+    def num_words(self) -> npt.NDArray[np.int64]:
+        """(S,) one more than the last word id."""
+        last = np.zeros(len(self.lengths), np.int64)
+        some = self.lengths > 0
+        last[some] = self.word_ids[self.starts[1:][some] - 1] + 1
+        return last
+
+    def cut_words(self, kept: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """(S,) words without a token among the first `kept` of each sentence."""
+        starts = self.starts
+        firsts = np.concatenate([[0], np.cumsum(is_first(self.word_ids, starts))])
+        return firsts[starts[1:]] - firsts[starts[:-1] + kept]
+
+    def copy(
+        self,
+        result: Encoded,
+        kept: npt.NDArray[np.int64],
+        places: npt.NDArray[np.int64],
+        word: npt.NDArray[np.int64] | int,
+    ) -> None:
+        """Copy the first `kept` tokens of each sentence to `places` on; words count from `word`."""
+        lengths = self.lengths
+        position = np.arange(len(self.ids)) - np.repeat(self.starts[:-1], lengths)
+        is_kept = position < np.repeat(kept, lengths)
+        target = (position + np.repeat(places, lengths))[is_kept]
+        first = np.repeat(np.broadcast_to(word, lengths.shape), lengths)
+        result.ids[target] = self.ids[is_kept]
+        result.word_ids[target] = (self.word_ids + first)[is_kept]
+        if result.spans is not None and self.spans is not None:
+            result.spans[target] = self.spans[is_kept]
 
 
 def is_first(
@@ -225,15 +270,20 @@ def is_first(
     return first & (word_ids >= 0)
 
 
-def _special_ids(tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], list[int]]:
-    """Return the special ids before and after a sentence."""
+def _special_ids(
+    tokenizer: "PreTrainedTokenizerFast",
+) -> tuple[list[int], list[int], list[int]]:
+    """Return the special ids before a sentence, between the two of a pair, and after the last."""
     backend = unlimited(tokenizer)
     for probe in PROBES:
-        encoding = backend.encode([probe], is_pretokenized=True)
+        encoding = backend.encode([probe], [probe], is_pretokenized=True)
         special = encoding.special_tokens_mask
-        if 0 in special:
-            begin, end = special.index(0), len(special) - special[::-1].index(0)
-            return encoding.ids[:begin], encoding.ids[end:]
+        if 0 not in special:
+            continue
+        ids, begin, end = encoding.ids, special.index(0), len(special) - special[::-1].index(0)
+        inside = [at for at in range(begin, end) if special[at]]
+        middle = ids[inside[0] : inside[-1] + 1] if inside else []
+        return ids[:begin], middle, ids[end:]
     raise ConfigError(f"the tokenizer has no token for any of {', '.join(PROBES)}; is it trained?")
 
 
@@ -246,20 +296,32 @@ def unlimited(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
     return backend
 
 
-def _encode_words(
-    tokenizer: "PreTrainedTokenizerFast", sentences: Sequence[Sequence[str]]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Ids (N,), word ids (N,) and lengths (S,), uncut and without special tokens."""
+def _encode_side(
+    tokenizer: "PreTrainedTokenizerFast",
+    items: Sequence[Any],
+    is_words: bool,
+    spans: bool = False,
+) -> _Side:
+    """Encode texts, or sentences of words."""
     backend = unlimited(tokenizer)
     ids, word_ids, lengths = [np.empty(0, np.int32)], [np.empty(0, np.int32)], []
-    for start in range(0, len(sentences), SENTENCES_PER_CALL):
-        group = list(sentences[start : start + SENTENCES_PER_CALL])
-        encodings = backend.encode_batch(group, is_pretokenized=True, add_special_tokens=False)
-        chain = itertools.chain.from_iterable
+    places = [np.empty((0, 2), np.int32)]
+    chain = itertools.chain.from_iterable
+    for start in range(0, len(items), SENTENCES_PER_CALL):
+        group = list(items[start : start + SENTENCES_PER_CALL])
+        encodings = backend.encode_batch(group, is_pretokenized=is_words, add_special_tokens=False)
         ids.append(np.fromiter(chain(one.ids for one in encodings), np.int32))
         word_ids.append(np.fromiter(chain(one.word_ids for one in encodings), np.int32))
         lengths.extend(map(len, encodings))
-    return np.concatenate(ids), np.concatenate(word_ids), np.asarray(lengths, np.int64)
+        if spans:
+            flat = np.fromiter(chain(chain(one.offsets) for one in encodings), np.int32)
+            places.append(flat.reshape(-1, 2))
+    return _Side(
+        np.concatenate(ids),
+        np.concatenate(word_ids),
+        np.asarray(lengths, np.int64),
+        np.concatenate(places) if spans else None,
+    )
 
 
 def _kept_lengths(

@@ -22,6 +22,7 @@ from xdray.sessions import Session
 from xdray.stage_files import load_stage, save_stage, stage_folder
 from xdray.stages import Stage
 from xdray.steps import Stepper, learning_rate
+from xdray.task import Task
 
 Scores = dict[str, Any]
 Score = Callable[[Learner], Scores]
@@ -52,9 +53,9 @@ class Training:
     stages: Sequence[Stage]
     keys: Sequence[str]
     """Chained key of each stage (stages.chain_keys)."""
+    task: Task
     settings: TrainingConfig
     seed: int
-    metric: str
     loaders: Callable[[Stage], Mapping[str, Loader]]
     """Split to its loader, for a stage."""
     score: Score
@@ -65,8 +66,7 @@ class Training:
     session: Session
     console: Console
     on_epoch: Callable[[dict[str, Any]], None] | None = None
-    """Told after each epoch: stage, epoch, done (share of all planned epochs), dev (Scores; None
-    while no head is trained)."""
+    """Told after each epoch: stage, epoch, done (share of all planned), dev (None: no head yet)."""
 
 
 def run_stages(student: Learner, training: Training) -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ class _StageRun:
         stage, training = self.stage, self.training
         if stage.new_head:
             self.student.reset_head(training.seed)
-        self.stepper = Stepper(self.student, stage, training.settings, self.session)
+        self.stepper = Stepper(self.student, stage, training.task, training.settings, self.session)
         self.best_state = _copy_state(self.student)
         if not self._resume():
             self._score_start()
@@ -153,7 +153,7 @@ class _StageRun:
         }
 
     def _score_name(self) -> str:
-        return f"dev {self.training.metric}" if self.stage.by_dev else "minus held-out loss"
+        return f"dev {self.training.task.metric}" if self.stage.by_dev else "minus held-out loss"
 
     def _shown_score(self, score: float) -> str:
         name = self._score_name()
@@ -305,7 +305,7 @@ class _StageRun:
         """Return what the best state is chosen by: the metric on dev or minus the held-out loss."""
         if not self.stage.by_dev:
             return -self._held_out_loss()
-        return float(self.training.score(self.student)[self.training.metric])
+        return float(self.training.score(self.student)[self.training.task.metric])
 
     def _resume(self) -> bool:
         """Go on from the last checkpoint if it is of this stage; says whether it was."""

@@ -17,12 +17,15 @@ import torch
 from xdray.config import Config
 from xdray.errors import TrainingError
 from xdray.evaluation import measure_latency, num_parameters
+from xdray.learner import logits_of
 from xdray.learning import Lesson, learn, lesson_base
 from xdray.sessions import LocalSession
 from xdray.space import Fields, trial_config, trial_id
 from xdray.stages import plan_stages
+from xdray.starts import start_fields
 from xdray.storage import fingerprint, write_bytes_atomic
 from xdray.student import Student
+from xdray.task import Task
 
 BYTES_PER_PARAMETER = 4  # weights are saved in float32
 ENDED = ("finished", "stopped", "failed")
@@ -34,7 +37,7 @@ class Course:
 
     config: Config
     """Of the search, `training.autocast` worked out."""
-    labels: tuple[str, ...]
+    task: Task
     num_teacher_layers: int
     teacher_width: int
     targets: str
@@ -48,7 +51,7 @@ class Course:
     @property
     def key(self) -> str:
         """32 hex characters: trials on other text or of another teacher are of another search."""
-        return fingerprint([self.targets, self.data, self.labels])
+        return fingerprint([self.targets, self.data, self.task.labels.names])
 
     def folder(self, fields: Fields) -> Path:
         """Folder of a trial."""
@@ -60,12 +63,12 @@ class Course:
         folder = self.folder(fields)
         start, tokenizer = self.starts[start_key(config)]
         base = lesson_base(
-            config, tokenizer=tokenizer, targets=self.targets, data=self.data, labels=self.labels
+            config, tokenizer=tokenizer, targets=self.targets, data=self.data, task=self.task
         )
         run = config.run.model_copy(update={"folder": str(folder)})
         return Lesson(
             config=config.model_copy(update={"run": run}),
-            labels=self.labels,
+            task=self.task,
             stages=tuple(plan_stages(config, self.num_teacher_layers)),
             base=base,
             start=start,
@@ -80,7 +83,7 @@ class Course:
 
 def start_key(config: Config) -> str:
     """Name what two trials must have alike to start from the same files."""
-    return f"{config.student.embedding_init}-{config.student.embedding}"
+    return "-".join(map(str, start_fields(config.student))).replace("/", "_")
 
 
 def shape_key(config: Config) -> str:
@@ -111,7 +114,7 @@ def student_costs(student: Student, length: int | None) -> dict[str, Any]:
 
         def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             with torch.inference_mode():
-                return model(input_ids=input_ids, attention_mask=attention_mask).logits
+                return logits_of(model(input_ids=input_ids, attention_mask=attention_mask))
 
         timed = measure_latency(
             {"student": forward},
@@ -136,7 +139,7 @@ def run_trial(
     """
     started = time.monotonic()
     folder = course.folder(fields)
-    metric = course.config.evaluation.metric
+    metric = course.task.metric
 
     def on_epoch(told: dict[str, Any]) -> None:
         if told["dev"] is None:

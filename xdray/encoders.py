@@ -1,0 +1,75 @@
+"""Pre-trained encoders as students: under a head, or cut to some of their layers and tokens."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from xdray.errors import ConfigError
+from xdray.learner import quiet_transformers
+from xdray.task import Task
+
+
+def load_encoder(folder: str, task: Task) -> Any:
+    """Load an encoder under a fresh head for a task. Raises ConfigError."""
+    try:
+        with quiet_transformers():
+            return getattr(transformers, task.model_class).from_pretrained(
+                folder,
+                **task.model_settings,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+            )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{folder}: no encoder can be loaded from it: {reason}") from error
+
+
+def cut_encoder(folder: str, layers: Sequence[int], teacher_ids: Tensor) -> PreTrainedModel:
+    """Load an encoder and keep these of its layers (from 1), and these rows of its embeddings.
+
+    Raises ConfigError for a layer that is not there.
+    """
+    try:
+        with quiet_transformers():
+            model = transformers.AutoModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True
+            )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{folder}: no encoder can be loaded from it: {reason}") from error
+    stack = encoder_stack(model)
+    wrong = [layer for layer in layers if not 1 <= layer <= len(stack.layer)]
+    if wrong:
+        raise ConfigError(
+            f"student.start_layers: layer {wrong[0]}, but {folder} has layers 1 to "
+            f"{len(stack.layer)}"
+        )
+    stack.layer = nn.ModuleList(copy.deepcopy(stack.layer[layer - 1]) for layer in layers)
+    for name in ("num_hidden_layers", "n_layers"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, len(layers))
+            break
+    table = model.get_input_embeddings()
+    kept = nn.Embedding(len(teacher_ids), table.embedding_dim)
+    with torch.no_grad():
+        kept.weight.copy_(table.weight[teacher_ids])
+    model.set_input_embeddings(kept)
+    model.config.vocab_size = len(teacher_ids)
+    return model
+
+
+def encoder_stack(base: Any) -> Any:
+    """Module of an encoder that has its layers as `layer`."""
+    return base.encoder if hasattr(base, "encoder") else base.transformer
+
+
+def spaced_layers(count: int, of: int) -> list[int]:
+    """`count` of the layers 1 to `of`, evenly spaced, the last among them."""
+    return [round(of * (number + 1) / count) for number in range(count)]

@@ -1,0 +1,70 @@
+"""Sentences as tokens in flat arrays, with what is known of each. No torch.
+
+N tokens of all sentences end to end, S sentences, C classes, W teacher width.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class HiddenValues(Protocol):
+    """Hidden states of a shard, in whatever codec."""
+
+    def take(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows of these token positions, decoded: (len(index), W)."""
+        ...
+
+
+@dataclass
+class Tokens:
+    """Sentences as flat arrays: N tokens of S sentences, and what is known of each token."""
+
+    ids: NDArray[np.int32]
+    """(N,) token ids, special tokens included."""
+    word_ids: NDArray[np.int32]
+    """(N,) index of the token's word in its sentence, -1 on special tokens."""
+    offsets: NDArray[np.int64]
+    """(S + 1,) where each sentence begins."""
+    logits: NDArray[np.float32] | None = None
+    """(N, C) of the teacher; (S, C) with `sentence_logits`."""
+    hidden: dict[int, HiddenValues] = field(default_factory=dict)
+    """Teacher layer to its states."""
+    labels: NDArray[Any] | None = None
+    """(N,) gold label on the first token of each word, else IGNORE_INDEX; with `sentence_labels`
+    (S, ...), as the task has them."""
+    spans: NDArray[np.int32] | None = None
+    """(N, 2) characters of its own text that a token stands for, -1 on special tokens."""
+    sentence_logits: bool = False
+    sentence_labels: bool = False
+    keeps_special: bool = False
+    """Whether losses see special tokens too."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(S,) tokens of each sentence."""
+        return np.diff(self.offsets)
+
+    def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Flat positions of the tokens of some sentences, sentence after sentence."""
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        ends = np.cumsum(lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        return np.arange(total) + np.repeat(self.offsets[rows] - (ends - lengths), lengths)
+
+
+def token_types(
+    word_ids: NDArray[np.integer], offsets: NDArray[np.int64]
+) -> NDArray[np.int64] | None:
+    """(N,) 1 behind the special token that ends the first text of a pair, as BERT's tokenizer has.
+
+    None where there is no pair, so that all would be 0.
+    """
+    special = word_ids < 0
+    ends = special & ~np.concatenate([[True], special[:-1]])
+    ends[offsets[:-1][offsets[:-1] < len(ends)]] = False
+    before = np.concatenate([[0], np.cumsum(ends)])
+    types = before[:-1] > np.repeat(before[offsets[:-1]], np.diff(offsets))
+    return types.astype(np.int64) if (types & ~special).any() else None
