@@ -17,6 +17,7 @@ import pytest
 from xdray.config import Config
 from xdray.config_data import SourceConfig
 from xdray.configfile import dump_config
+from xdray.distillation import distill
 from xdray.errors import ConfigError
 from xdray.search import tune
 from xdray.trials import all_trials
@@ -115,6 +116,8 @@ def test_trials_on_other_text_are_made_anew(
     after = _ended(config.run.folder)
     assert report["trials"]["finished"] == 2
     assert after.keys() == before.keys()  # the same seed draws the same fields
+    best = json.loads((Path(config.run.folder) / "best" / "report.json").read_text())
+    assert best["targets"]["rows"] == report["targets"]["rows"]  # not that of the older text
     assert all(after[name] != before[name] for name in before)
 
 
@@ -230,3 +233,40 @@ def test_a_search_killed_at_half_continues_and_repeats_no_finished_trial(
     after = _ended(folder)
     assert len(after) == 6
     assert {name: after[name] for name in before} == before
+
+
+def test_limits_and_space_of_this_call_say_which_trials_count(
+    searching: MakeConfig, ray_session: None
+):
+    space = {"student.hidden": list(range(4, 64, 4))}
+    first = tune(searching("limits", space=space, algorithm="tpe", trials=2))
+    sizes = sorted(trial["costs"]["parameters"] for trial in first["front"])
+    smallest = min(t["costs"]["parameters"] for t in all_trials(first["run_dir"]))
+    limit = {"max_parameters": smallest + 300}  # few shapes may be trained
+    second = tune(searching("limits", space=space, algorithm="tpe", trials=3, **limit))
+    assert second["best"]["costs"]["parameters"] <= limit["max_parameters"], sizes
+    assert second["trials"]["finished"] == 3  # refused proposals do not use a search up
+    other = tune(searching("limits", space={"student.hidden": [5, 7]}, algorithm="grid"))
+    assert other["trials"]["finished"] == 2
+    assert other["best"]["fields"]["student.hidden"] in (5, 7)
+    with pytest.raises(ConfigError, match=r"none of .* students that were proposed"):
+        tune(
+            searching(
+                "limits",
+                space={
+                    "student.hidden": {"low": 4, "high": 9, "step": 1},
+                    "student.embedding": list(range(4, 20)),
+                },
+                max_parameters=1,
+            )
+        )
+    with pytest.raises(ConfigError, match="is the folder of a search"):
+        distill(searching("limits"))
+
+
+def test_a_line_cut_off_by_a_kill_does_not_end_a_search(searching: MakeConfig, ray_session: None):
+    config = searching("cut", trials=2)
+    tune(config)
+    reports = next(Path(config.run.folder).glob("trials/*/reports.jsonl"))
+    reports.write_text(reports.read_text() + '{"stage": "log')
+    assert tune(config)["trials"]["finished"] == 2

@@ -56,8 +56,9 @@ class SearchConfig(Section):
     """The same for bytes of the weights in float32."""
     max_latency_ms: float | None = Field(default=None, gt=0)
     """The same for the median time of a forward pass at batch 1 on this machine."""
-    early_stopping: Literal["asha", "none"] = "asha"
-    """asha: trials whose dev score is behind at a rung end there (Li et al. 2020)."""
+    early_stopping: Literal["auto", "asha", "none"] = "auto"
+    """asha: trials whose dev score is behind at a rung end there (Li et al. 2020). auto: asha for
+    the score alone; with other objectives none, since small students are behind in score."""
     grace: float = Field(default=0.25, gt=0, lt=1)
     """Share of its planned epochs that every trial gets."""
     reduction: int = Field(default=3, gt=1)
@@ -77,6 +78,13 @@ class SearchConfig(Section):
             raise ValueError(f"the space is empty{': ' + ', '.join(empty) if empty else ''}")
         if len(set(self.objectives)) != len(self.objectives):
             raise ValueError(f"objectives {self.objectives}: expected each once")
+        if "score" not in self.objectives:
+            raise ValueError(f"objectives {self.objectives}: expected `score` among them")
+        if self.early_stopping == "asha" and len(self.objectives) > 1:
+            raise ValueError(
+                f"early_stopping: asha stops by score alone, objectives are {self.objectives}; "
+                "leave it at auto"
+            )
         if self.concurrent != "auto" and self.concurrent < 1:
             raise ValueError(f"concurrent is {self.concurrent}, expected 'auto' or 1 and more")
         return self

@@ -65,6 +65,8 @@ def distill(config: Config, *, fresh: bool = False) -> Report:
         if report is not None:
             run.console.say(f"{run.folder}: this run is done; --fresh does it again")
             return report
+        if run.path("trials").is_dir():
+            raise ConfigError(f"{run.folder} is the folder of a search; name another run.folder")
         header = check_plan(config)
         stages = plan_stages(config, header.num_layers)
         corpus = read_corpus(run)

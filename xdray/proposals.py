@@ -61,14 +61,9 @@ class OptunaProposer:
     """Optuna's samplers, by ask and tell."""
 
     def __init__(self, space: Space, algorithm: str, objectives: Sequence[str], seed: int) -> None:
-        """algorithm: tpe or nsga2. Raises ConfigError where Optuna is not installed."""
-        try:
-            import optuna
-        except ImportError as error:
-            raise ConfigError(
-                f"search.algorithm: {algorithm} needs the package optuna: "
-                "pip install 'xdray[search]'; or choose grid or random"
-            ) from error
+        """algorithm: tpe or nsga2."""
+        import optuna
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         samplers = optuna.samplers
         self._optuna, self._space = optuna, space
@@ -117,19 +112,12 @@ class OptunaProposer:
 
     def _params(self, fields: Fields) -> dict[str, Any] | None:
         """The sampler's own parameters of some fields, None for those of another space."""
-        params: dict[str, Any] = {}
-        if fields.keys() != self._space.domains.keys():
+        if fields not in self._space:
             return None
-        for name, domain in self._space.domains.items():
-            value = fields[name]
-            if isinstance(domain, Choice):
-                if value not in domain.values:
-                    return None
-                value = domain.values.index(value)
-            elif not domain.low <= value <= domain.high:
-                return None
-            params[name] = value
-        return params
+        return {
+            name: domain.values.index(fields[name]) if isinstance(domain, Choice) else fields[name]
+            for name, domain in self._space.domains.items()
+        }
 
 
 def make_proposer(space: Space, algorithm: str, objectives: Sequence[str], seed: int) -> "Proposer":

@@ -7,6 +7,7 @@ same command goes on after a kill, and a search with more trials starts from tho
 
 import os
 import pickle
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,12 +30,11 @@ from xdray.starts import prepare_start
 from xdray.targets import TargetView
 from xdray.tokens import fingerprint as tokenizer_fingerprint
 from xdray.tokens import load_tokenizer
-from xdray.trial_pool import TrialPool, concurrency, search_of, shown
+from xdray.trial_pool import TrialPool, concurrency, search_of, shown, trials_of
 from xdray.trials import (
     ENDED,
     Course,
     objectives_of,
-    read_trials,
     run_trial,
     start_key,
 )
@@ -66,12 +66,17 @@ def tune(config: Config, *, fresh: bool = False) -> dict[str, Any]:
         pool = TrialPool(course, space, run.console.say)
         pool.weigh_ahead()
         run_trials(pool, cluster)
-        trials = read_trials(course)
+        trials = [its for its in trials_of(course, space) if its["status"] in ENDED]
         report = summarise(course, trials, pool.excluded, targets.facts, scores[course.task.metric])
         best = report["best"]
         if best is None:
-            raise ConfigError(f"{run.folder}: no trial finished; see trials/*/trial.json")
-        chosen = distill_best(run, course, best)
+            raise ConfigError(
+                f"{run.folder}: no trial finished; see trials/*/trial.json"
+                if trials
+                else f"search: none of {pool.excluded} students that were proposed may be trained; "
+                "raise the limits (max_parameters, max_bytes, max_latency_ms) or change the space"
+            )
+        chosen = distill_best(run, course, teacher, best)
         best["run"] = {key: chosen[key] for key in ("run_dir", "retention", "gain", "latency_ms")}
         best["test"] = chosen["student"]["test"][course.task.metric]
         baseline = chosen["baseline"]
@@ -106,17 +111,20 @@ def make_course(
     )
 
 
-def distill_best(run: Run, course: Course, best: Mapping[str, Any]) -> dict[str, Any]:
+def distill_best(run: Run, course: Course, teacher: str, best: Mapping[str, Any]) -> dict[str, Any]:
     """Make the chosen trial's student a run of its own: tested once, saved, reported."""
     search = search_of(course.config)
     config = with_fields(course.config, {**best["fields"], **search.retrain})
     folder = run.path("best")
     its_run = {"folder": str(folder), "start_from": str(course.folder(best["fields"]))}
-    config = config.model_copy(
-        update={"search": None, "run": config.run.model_copy(update=its_run)}
-    )
+    its_teacher = {"model": teacher, "finetune": None}  # not fine-tuned once more
+    update = {"run": its_run, "teacher": its_teacher}
+    sections = {name: getattr(config, name).model_copy(update=its) for name, its in update.items()}
+    config = config.model_copy(update={"search": None, **sections})
     saved = folder / "config.yaml"
     other = saved.is_file() and load_config(str(saved)) != config
+    other |= run.read_json("best.json") not in (None, {"course": course.key})
+    run.write_json("best.json", {"course": course.key})
     run.console.say(f"best: {shown(best['fields'])}; made a run in {folder}")
     return distill(config, fresh=other)
 
@@ -168,10 +176,13 @@ def run_trials(pool: TrialPool, cluster: Cluster) -> None:
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
+    folder = (Path(course.config.run.folder) / "ray").resolve()
     at_once, _ = concurrency(course.config)
     pool.say(f"search: {pool.remaining} trials, {min(at_once, pool.remaining)} at once")
     search, scheduler = search_of(course.config), None
-    if search.early_stopping == "asha":
+    if search.early_stopping == "asha" or (
+        search.early_stopping == "auto" and search.objectives == ["score"]
+    ):
         scheduler = ASHAScheduler(
             time_attr="percent",
             max_t=100,
@@ -195,10 +206,12 @@ def run_trials(pool: TrialPool, cluster: Cluster) -> None:
         ),
         run_config=tune.RunConfig(
             name=f"{time.time_ns():x}",
-            storage_path=str((Path(course.config.run.folder) / "ray").resolve()),
+            storage_path=str(folder),
             verbose=0,
+            failure_config=tune.FailureConfig(max_failures=course.config.training.max_failures),
         ),
     ).fit()
+    shutil.rmtree(folder, ignore_errors=True)  # the trials' own folders hold all
 
 
 def _trial(values: dict[str, Any], course: Course, folder: str) -> None:

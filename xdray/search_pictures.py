@@ -178,7 +178,9 @@ def importance(report: Report, finished: Trials) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in report["space"]:
         values = _values(finished, name)
-        groups = _bands(values) if _is_number(values) and len(set(values)) > 6 else values
+        groups = values
+        if _is_number(values) and (len(set(values)) > 6 or len(set(values)) == len(values)):
+            groups = _bands(values)
         within = 0.0
         for group in set(map(str, groups)):
             its = scores[[str(value) == group for value in groups]]

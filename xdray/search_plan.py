@@ -71,7 +71,9 @@ def make_search_plan(config: Config) -> dict[str, Any]:
 
 
 def _trials(search: SearchConfig, space: Space) -> int:
-    return space.size or 0 if search.algorithm == "grid" else search.trials
+    if space.size is None:
+        return search.trials
+    return space.size if search.algorithm == "grid" else min(search.trials, space.size)
 
 
 def _shapes(space: Space, seed: int) -> list[Fields]:

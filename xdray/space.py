@@ -1,5 +1,6 @@
 """The space of a search: the values that each field may take, and the configs that come of them."""
 
+import importlib.util
 import itertools
 import json
 import math
@@ -39,6 +40,10 @@ class Choice:
         """Return a value, each as likely."""
         return rng.choice(self.values)
 
+    def __contains__(self, value: Any) -> bool:
+        """Whether it is one of them."""
+        return value in self.values
+
 
 @dataclass(frozen=True)
 class Range:
@@ -47,6 +52,10 @@ class Range:
     low: float
     high: float
     log: bool
+
+    def __contains__(self, value: Any) -> bool:
+        """Whether it is a number between them."""
+        return isinstance(value, int | float) and self.low <= value <= self.high
 
     def draw(self, rng: random.Random) -> float:
         """Return a number, evenly or evenly on a logarithmic scale."""
@@ -68,6 +77,11 @@ class Space:
         if len(choices) < len(self.domains):
             return None
         return math.prod(len(choice.values) for choice in choices)
+
+    def __contains__(self, fields: Fields) -> bool:
+        """Whether fields are a combination of it."""
+        same = fields.keys() == self.domains.keys()
+        return same and all(fields[name] in domain for name, domain in self.domains.items())
 
     def combinations(self) -> Iterator[Fields]:
         """Yield all combinations of a finite space, the last field varying fastest."""
@@ -136,6 +150,18 @@ def check_space(config: Config, space: Space, check: Callable[[Config], object])
 
     check: raises ConfigError for a trial's config that the teacher does not fit.
     """
+    algorithm = config.search.algorithm if config.search else ""
+    if algorithm == "grid" and space.size is None:
+        ranges = [name for name, domain in space.domains.items() if isinstance(domain, Range)]
+        raise ConfigError(
+            f"search.algorithm: grid needs values, but {ranges[0]} is a range; give it a `step`, "
+            "or choose random or tpe"
+        )
+    if algorithm in {"tpe", "nsga2"} and importlib.util.find_spec("optuna") is None:
+        raise ConfigError(
+            f"search.algorithm: {algorithm} needs the package optuna: pip install 'xdray[search]'; "
+            "or choose grid or random"
+        )
     combinations = space.sample(config.run.seed)
     bad: list[str] = []
     for fields in combinations:

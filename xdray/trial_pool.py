@@ -4,8 +4,8 @@ Weighs students before they are trained, asks a proposer, leaves out what is kno
 limit, goes on with what an earlier call left half-done.
 """
 
-import itertools
 import json
+import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ from xdray.trials import (
     write_trial,
 )
 
+LIMITED = ("parameters", "bytes", "latency_ms")
 SHAPES_AHEAD = 64
 """Shapes of a space that are weighed and timed before the first trial, on a quiet machine."""
-REPEATS = 200
-"""Proposals in a row that are known or too big, before what is left of the space is listed."""
-MOST_LISTED = 10_000
+REPEATS = 30
+"""Proposals in a row that are known or too big, before others are drawn at random."""
+DRAWS = 5_000
+"""Draws at random before a space counts as used up; a finite one this small is gone through."""
 
 
 class TrialPool:
@@ -45,16 +47,23 @@ class TrialPool:
         self.course, self.space, self.say = course, space, say
         folder = Path(course.config.run.folder)
         self.search = search_of(course.config)
-        self.excluded = 0
+        self._excluded: set[str] = set()
         self._costs_path = folder / "costs.json"
         self._costs: dict[str, Any] = (
             json.loads(self._costs_path.read_text("utf-8")) if self._costs_path.is_file() else {}
         )
         self._running: dict[str, Fields] = {}
-        trials = read_trials(course)
+        known = read_trials(course)
+        trials = trials_of(course, space)
         self._ended = {trial["id"]: trial for trial in trials if trial["status"] in ENDED}
         self._interrupted = [trial for trial in trials if trial["status"] not in ENDED]
         self._count = len(trials)
+        self._number = max((trial["number"] + 1 for trial in known), default=0)
+        if len(known) > len(trials):
+            self.say(
+                f"search: {len(known) - len(trials)} trials of earlier calls are beyond this space "
+                "or its limits, and left aside"
+            )
         config = course.config
         self._proposer: Proposer = make_proposer(
             space, self.search.algorithm, self.search.objectives, config.run.seed
@@ -64,6 +73,11 @@ class TrialPool:
         self.limit = self.search.trials
         if self.search.algorithm == "grid":
             self.limit = space.size or 0
+
+    @property
+    def excluded(self) -> int:
+        """Students that were proposed and may not be trained."""
+        return len(self._excluded)
 
     @property
     def remaining(self) -> int:
@@ -79,8 +93,10 @@ class TrialPool:
         found = [self.costs({**rest, **fields}) for fields in shapes.combinations()]
         refusals = [reason for costs in found if (reason := refusal(self.search, costs))]
         if len(refusals) == len(found):
+            nearest = min(found, key=lambda costs: beyond(self.search, costs))
             raise ConfigError(
-                f"search: no student of the space may be trained; the nearest has {min(refusals)}"
+                "search: no student of the space may be trained; the nearest has "
+                f"{refusal(self.search, nearest)}"
             )
         self.say(
             f"search: {len(found)} shapes, {len(refusals)} beyond the limits, "
@@ -90,7 +106,7 @@ class TrialPool:
     def costs(self, fields: Fields) -> dict[str, Any]:
         """Return the costs of a trial's student, measured once for each shape."""
         lesson = self.course.lesson(fields)
-        key = shape_key(lesson.config)
+        key = f"{self.course.key}-{shape_key(lesson.config)}"
         if key not in self._costs:
             student = start_student(lesson, load_tokenizer(lesson.start))
             self._costs[key] = student_costs(student, timed_length(self.course.config))
@@ -109,13 +125,17 @@ class TrialPool:
                 known = self._ended.get(name)
                 self._proposer.tell(fields, None if known is None else self._values(known))
             elif refusal(self.search, costs := self.costs(fields)):
-                self.excluded += 1
+                self._excluded.add(name)
                 self._proposer.tell(fields, None)
             else:
                 self._running[name] = fields
-                begin_trial(self.course, fields, self._count, costs)
+                begin_trial(self.course, fields, self._number, costs)
                 self._count += 1
+                self._number += 1
                 return fields
+        if self._count < self.limit:
+            self.say(f"search: no more students to propose after {self._count} of {self.limit}")
+            self.limit = self._count
         return None
 
     def _proposals(self) -> Iterator[Fields]:
@@ -126,8 +146,13 @@ class TrialPool:
             if fields is None:
                 return
             yield fields
-        if self.space.size is not None:  # a sampler that repeats itself: whatever is left
-            yield from itertools.islice(self.space.combinations(), MOST_LISTED)
+        rng = random.Random(f"{self.course.config.run.seed} {self._number}")
+        if self.space.size is not None and self.space.size <= DRAWS:
+            rest = list(self.space.combinations())
+            rng.shuffle(rest)
+            yield from rest
+        else:
+            yield from (self.space.draw(rng) for _ in range(DRAWS))
 
     def end(self, fields: Fields, result: Mapping[str, Any] | None) -> None:
         """Note the end of a trial. result: Tune's last, None where its process died."""
@@ -156,9 +181,25 @@ class TrialPool:
         return objectives_of(trial, self.search.objectives)
 
 
+def trials_of(course: Course, space: Space) -> list[dict[str, Any]]:
+    """Return the trials that are of this space and within the limits, in the order of starts."""
+    search = search_of(course.config)
+    return [
+        trial
+        for trial in read_trials(course)
+        if trial["fields"] in space and refusal(search, trial["costs"]) is None
+    ]
+
+
+def beyond(search: SearchConfig, costs: Mapping[str, Any]) -> float:
+    """How many times a student is beyond the limit that it is furthest beyond."""
+    limits = {name: getattr(search, f"max_{name}") for name in LIMITED}
+    return max(costs[name] / its for name, its in limits.items() if its and costs[name])
+
+
 def refusal(search: SearchConfig, costs: Mapping[str, Any]) -> str | None:
     """Say which limit of the search a student is beyond, None if it may be trained."""
-    for name in ("parameters", "bytes", "latency_ms"):
+    for name in LIMITED:
         limit = getattr(search, f"max_{name}")
         if limit is not None and costs[name] is not None and costs[name] > limit:
             return f"{name} {costs[name]:,.6g}, search.max_{name} is {limit:,.6g}"

@@ -206,8 +206,8 @@ def all_trials(folder: str | Path) -> list[dict[str, Any]]:
     for path in Path(folder).glob("trials/*/trial.json"):
         trial = json.loads(path.read_text(encoding="utf-8"))
         reports = path.with_name("reports.jsonl")
-        lines = reports.read_text(encoding="utf-8").splitlines() if reports.is_file() else []
-        told = [json.loads(line) for line in lines]
+        text = reports.read_text(encoding="utf-8") if reports.is_file() else ""
+        told = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         last = {line["done"]: line for line in told}  # a resumed trial tells some epochs twice
         trials.append({**trial, "reports": [last[done] for done in sorted(last)]})
     return sorted(trials, key=lambda trial: trial["number"])
