@@ -56,7 +56,7 @@ class Shard:
     """32 hex digits: hash of (language, text or words) of the sentences in order."""
     rows: int
     language: str = ""
-    """Of all sentences; of inline ones each knows its own."""
+    """Of all sentences; "": each knows its own."""
     span: Span | None = None
     """The stretch of input that holds them; None: they are inline."""
     kept: bytes = b""
@@ -109,7 +109,7 @@ def labelled_rows(
     for source, place in places_of_sources(sources, f"data.{split}", windows):
         languages |= {place.language} if place.language else set()
         for row in read_rows(Span(place), gold):
-            language = place.language or row.language or UNKNOWN_LANGUAGE
+            language = _language_of(place, row)
             languages.add(language)
             key, here = (source, language, row.row_id), where(place, row)
             known = row.row_id is not None and row.part == 0
@@ -144,11 +144,14 @@ def read_shard(shard: Shard) -> list[Sentence]:
         return list(shard.sentences)
     kept = np.unpackbits(np.frombuffer(zlib.decompress(shard.kept), dtype=np.uint8)).tolist()
     try:
-        contents = [row.content for row in itertools.compress(read_rows(shard.span), kept)]
-        shard_id = shard_hash([(shard.language, content) for content in contents], shard.copy)
-        reason = "other sentences"
+        place = shard.span.place
+        known = [
+            (shard.language or _language_of(place, row), row.content)
+            for row in itertools.compress(read_rows(shard.span), kept)
+        ]
+        shard_id, reason = shard_hash(known, shard.copy), "other sentences"
     except CorpusError as error:
-        contents, shard_id, reason = [], "", str(error)
+        known, shard_id, reason = [], "", str(error)
     if shard_id != shard.shard_id:
         unit = "rows" if shard.span.place.format in TABLES else "bytes"
         raise CorpusError(
@@ -156,8 +159,8 @@ def read_shard(shard: Shard) -> list[Sentence]:
             f"text was planned ({reason}); put the file back, or run the command again"
         )
     return [
-        Sentence(f"{shard_id[:16]}-{row}", shard.language, content)
-        for row, content in enumerate(contents)
+        Sentence(f"{shard_id[:16]}-{row}", language, content)
+        for row, (language, content) in enumerate(known)
     ]
 
 
@@ -167,8 +170,11 @@ def plan_transfer(
     shard_sentences: int,
     seed: int,
     windows: Windows | None = None,
+    in_order: bool = False,
 ) -> TransferPlan:
     """Choose the transfer sentences and cut them into shards; the text itself is not kept.
+
+    in_order: shards follow the text, and hold all languages of it.
 
     excluded: `text_keys` of dev and test; sentences among them are dropped and counted. With caps
     a first pass counts each language, and the choice is a uniform draw of the exact number.
@@ -185,9 +191,10 @@ def plan_transfer(
             if draws is not None and not draws[language].take():
                 continue
             tallies[language]["taken"] += 1
-            unfinished[language].append((index, row))
-            if len(unfinished[language]) == shard_sentences:
-                shards.append(_shard(place, language, unfinished.pop(language), copies))
+            of = "" if in_order else language
+            unfinished[of].append((index, row))
+            if len(unfinished[of]) == shard_sentences:
+                shards.append(_shard(place, of, unfinished.pop(of), copies))
         shards += [_shard(place, *rest, copies) for rest in unfinished.items()]
     if draws is None:
         taken = {name: tally["taken"] for name, tally in tallies.items()}
@@ -213,7 +220,7 @@ def _eligible(
     if place.language:
         tallies[place.language].update()  # a file without rows is a language without sentences
     for index, row in enumerate(read_rows(Span(place))):
-        language = place.language or row.language or UNKNOWN_LANGUAGE
+        language = _language_of(place, row)
         tally = tallies[language]
         tally["read"] += 1
         squeezed = squeeze(row.content)
@@ -259,7 +266,8 @@ def _shard(
     mask = np.zeros(end - begin + 1, dtype=bool)
     mask[[index - begin for index, _ in rows]] = True
     kept = zlib.compress(np.packbits(mask).tobytes())
-    shard_id, copy = shard_id_of([(language, row.content) for _, row in rows], copies)
+    known = [(language or _language_of(place, row), row.content) for _, row in rows]
+    shard_id, copy = shard_id_of(known, copies)
     span = Span(place, first.start, last.stop, first.number, first.part)
     return Shard(shard_id, len(rows), language, span, kept, copy)
 
@@ -317,6 +325,10 @@ def _refuse_empty(counts: Mapping[str, int], languages: Iterable[str], where: st
             f"{where}: no sentence {what} is left after empty ones, duplicates and caps, expected "
             "one or more; add text, or take the source out"
         )
+
+
+def _language_of(place: Place, row: Row) -> str:
+    return place.language or row.language or UNKNOWN_LANGUAGE
 
 
 def where(place: Place, row: Row, index: int = 0) -> str:

@@ -86,7 +86,7 @@ def predict_files(
     sources = TransferConfig(
         sources=[SourceConfig(path=name, **(columns or {})) for name in inputs]
     )
-    plan = plan_transfer(sources, frozenset(), shard_sentences, seed=0, windows=task.windows)
+    plan = plan_transfer(sources, frozenset(), shard_sentences, 0, task.windows, in_order=True)
     config = ClusterConfig()
     pool = pool_plan(available(config), replicas, len(plan.shards))
     kwargs = {

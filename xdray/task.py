@@ -71,7 +71,7 @@ class Task(abc.ABC):
     usage: ClassVar[str] = (
         "from transformers import pipeline\n\n"
         'classify = pipeline("text-classification", "{folder}"{remote})\n'
-        'print(classify("A text; of a pair, {{"text": ..., "text_pair": ...}}."))'
+        'print(classify("A text."))  # a pair: {{"text": "One.", "text_pair": "Another."}}'
     )
     """Python that loads a student; {folder} and {remote} are filled in."""
     gold: ClassVar[str] = "label"

@@ -97,8 +97,8 @@ class Answering(Task):
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """A question answering model has no labels."""
-        return {}
+        """Two scores a token, whatever head the encoder had before."""
+        return {"num_labels": 2}
 
     @property
     def windows(self) -> Windows:

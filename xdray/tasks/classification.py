@@ -129,7 +129,8 @@ class Classification(Task):
         if several:
             micro = f1_score(ours, theirs, average="micro", labels=classes, **kwargs)
             return {**found, "micro_f1": float(micro)}
-        found["matthews"] = float(matthews_corrcoef(ours, theirs))
+        one = len({*ours.tolist(), *theirs.tolist()}) < 2  # 0 there, and a warning
+        found["matthews"] = 0.0 if one else float(matthews_corrcoef(ours, theirs))
         if len(classes) == 2:
             binary = f1_score(ours, theirs, pos_label=1, average="binary", **kwargs)
             found["f1"] = float(binary)

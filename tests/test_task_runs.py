@@ -1,0 +1,153 @@
+"""Each kind of task on real Ray, from text to a scored student and its predictions."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xdray.assessment import evaluate_model
+from xdray.config import Config
+from xdray.distillation import distill
+from xdray.errors import ConfigError
+from xdray.prediction import Predictor, predict_files, task_of_model
+from xdray.sentences import Sentence, TextPair
+
+pytestmark = pytest.mark.cluster
+MakeConfig = Callable[..., Config]
+SPLITS = {"train": 60, "dev": 30, "test": 30, "transfer": 80}
+
+
+@pytest.fixture
+def running(
+    tmp_path: Path, tiny: MakeConfig, tiny_text: Path, tiny_teacher: Path
+) -> Callable[..., Config]:
+    """Return a maker of small runs on pairs: running(folder, kind, label of a pair, ...)."""
+    lines = [
+        (language, line)
+        for language in ("en", "de")
+        for line in (tiny_text / "transfer" / f"{language}.txt").read_text().splitlines()
+    ]
+
+    def make(folder: str, task: dict[str, Any], label: Callable[..., Any], **sections: Any) -> Any:
+        rng = random.Random(1)
+        sources = {}
+        for split, count in SPLITS.items():
+            rows = []
+            for _ in range(count):
+                one, other = rng.choice(lines), rng.choice(lines)
+                value = label(one, other)
+                rows.append({"a": one[1], "b": other[1], "gold": value, "language": one[0]})
+            path = tmp_path / f"{folder}-{split}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            sources[split] = {"path": str(path), "text": "a", "pair": "b", "label": "gold"}
+        config = {
+            "task": task,
+            "data": sources,
+            "tokens": {"max_length": 64},
+            "teacher": {
+                "model": None,
+                "finetune": {"encoder": str(tiny_teacher), "epochs": 2, "learning_rate": 1e-3},
+            },
+            "recipe": {"name": "staged", "layer": 1},
+            "evaluation": {"bootstrap": 50, "latency": False},
+            "training": {"epochs": 1, "batch_tokens": 512},
+        }
+        return tiny(folder, **{**config, **sections})
+
+    return make
+
+
+def same_language(one: tuple[str, str], other: tuple[str, str]) -> str:
+    return "same" if one[0] == other[0] else "other"
+
+
+def test_pairs_are_classified_by_a_bilstm(
+    running: Callable[..., Config],
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+):
+    labels = ["other", "same"]
+    config = running(
+        "pairs",
+        {"kind": "classification", "labels": labels},
+        same_language,
+        evaluation={"bootstrap": 50, "latency": False, "hard_labels": True, "metric": "macro_f1"},
+    )
+    report = distill(config)
+    _, mark, example = capsys.readouterr().out.partition("from transformers import pipeline")
+    exec(mark + example, {})
+    targets = report["targets"]
+    assert targets["rows"] == targets["teacher_forward_rows"] > 60
+    assert report["task"]["labels"] == labels
+    assert {"teacher", "student", "baseline", "hard_labels"} <= report.keys()
+    assert report["retention"] is None or report["retention_interval"]
+    assert evaluate_model(config, None, "test")["test"] == report["student"]["test"]
+    card = (Path(config.run.folder) / "student" / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card
+    out = tmp_path / "said.jsonl"
+    source = str(config.data.test[0].path)
+    found = predict_files(
+        f"{config.run.folder}/student", [source], str(out), columns={"text": "a", "pair": "b"}
+    )
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert found["sentences"] == found["labels"] == len(records) == SPLITS["test"]
+    gold = [json.loads(line)["gold"] for line in Path(source).read_text().splitlines()]
+    right = [r["labels"][0]["label"] == g for r, g in zip(records, gold, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(report["student"]["test"]["accuracy"])
+
+
+def test_a_number_is_learnt_by_some_layers_of_the_teacher(
+    running: Callable[..., Config], ray_session: None
+):
+    def length(one: tuple[str, str], other: tuple[str, str]) -> float:
+        return len(one[1]) / len(other[1])
+
+    config = running(
+        "number",
+        {"kind": "regression"},
+        length,
+        student={"kind": "encoder", "layers": 1, "start_layers": [2]},
+    )
+    report = distill(config)
+    assert set(report["task"]["metrics"]) == {"spearman", "pearson"}
+    assert report["student"]["shape"] == {"start": "teacher", "layers": 1}
+    assert report["student"]["parameters"] < report["teacher"]["parameters"]
+    again = evaluate_model(config, None, "test")["test"]["spearman"]
+    assert again == pytest.approx(report["student"]["test"]["spearman"], abs=0.05)  # of ties
+    with pytest.raises(ConfigError, match="by kl needs classes"):
+        distill(
+            running(
+                "kl",
+                {"kind": "regression"},
+                length,
+                recipe={"name": "staged", "distance": "kl", "layer": 1},
+            )
+        )
+
+
+def test_answers_are_found_in_windows(running: Callable[..., Config], ray_session: None):
+    def answer(_: Any, other: tuple[str, str]) -> dict[str, Any]:
+        word = other[1].split()[0]
+        return {"text": [word], "answer_start": [other[1].index(word)]}
+
+    config = running(
+        "answers",
+        {"kind": "answering", "window": 6, "overlap": 2},
+        answer,
+        student={"kind": "transformer", "embedding": 8, "hidden": 16, "heads": 2, "layers": 1},
+        recipe={"name": "staged", "distance": "kl", "layer": 1},
+    )
+    report = distill(config)
+    assert report["corpus"]["test"]["questions"] == SPLITS["test"]
+    assert report["corpus"]["test"]["sentences"] > SPLITS["test"]  # windows
+    assert report["targets"]["rows"] == report["targets"]["teacher_forward_rows"]
+    assert evaluate_model(config, None, "test")["test"] == report["student"]["test"]
+    folder = f"{config.run.folder}/student"
+    (record,) = Predictor(folder, task_of_model(folder), 1, "cpu").predict(
+        [Sentence("1", "en", TextPair("Who?", "Anna lives in Lyon."))]
+    )
+    assert record["pair"][record["start"] :].startswith(record["answer"])
