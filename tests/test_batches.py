@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xdray.batches import BatchPlan, Loader, Tokens, collate, id_draws
+from xdray.batches import BatchPlan, Loader, collate, id_draws
 from xdray.labels import IGNORE_INDEX
 from xdray.padding import token_budget_batches
+from xdray.tokenised import Signal, Tokens
 
 
 class Table:
@@ -33,7 +34,7 @@ class Shards:
     def shard_ids(self) -> list[str]:
         return [f"shard-{number}" for number in range(len(self._lengths))]
 
-    def load(self, shard: int, layers: Sequence[int]) -> Tokens:
+    def load(self, shard: int, layers: Sequence[Signal]) -> Tokens:
         self.loaded.append(shard)
         lengths = self._lengths[shard]
         offsets = np.concatenate([[0], np.cumsum(lengths)])

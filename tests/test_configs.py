@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from xdray.configfile import dump_config, load_config
-from xdray.stages import plan_stages
+from xdray.recipes import plan_stages
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -5,7 +5,8 @@ import pytest
 from xdray.config import Config
 from xdray.configfile import make_config
 from xdray.errors import ConfigError
-from xdray.stages import chain_keys, label_stage, layer_groups, needed_layers, plan_stages
+from xdray.recipes import label_stage, plan_stages
+from xdray.stages import chain_keys, layer_groups, needed_layers
 
 
 def _config(**sections: object) -> Config:

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from xdray.config import StudentConfig
+from xdray.embeddings import SVD_ROWS, svd_embeddings
 from xdray.errors import ConfigError, ExportError
 from xdray.labels import LabelSet
 from xdray.modeling_bilstm import (
@@ -23,12 +24,10 @@ from xdray.modeling_bilstm import (
     reversed_positions,
 )
 from xdray.student import (
-    SVD_ROWS,
     Student,
     build_student,
     load_student,
     save_student,
-    svd_embeddings,
 )
 
 LABELS = LabelSet(("O", "B-LOC", "I-LOC"))

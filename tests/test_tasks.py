@@ -62,7 +62,7 @@ def test_each_file_of_tasks_is_a_kind_and_others_are_refused():
 def test_texts_and_pairs_are_encoded_as_transformers_encodes_them(
     family: str, make_teacher: MakeTeacher
 ):
-    tokenizer = load_tokenizer(str(make_teacher(family)))
+    tokenizer: Any = load_tokenizer(str(make_teacher(family)))
     pairs = [("Anna lives in Lyon.", "Don't go!"), ("a", "b " * 40), ("one more", "text")]
     contents = [TextPair(*pair) for pair in pairs] + ["Anna lives in Lyon, isn't it?"]
     found = encode_texts(tokenizer, contents, 512)

@@ -15,8 +15,9 @@ from xdray.configfile import make_config
 from xdray.console import Console
 from xdray.errors import TrainingError
 from xdray.labels import LabelSet
+from xdray.recipes import plan_stages
 from xdray.sessions import LocalSession
-from xdray.stages import chain_keys, plan_stages
+from xdray.stages import chain_keys
 from xdray.student import Student, build_student
 from xdray.training import Training, run_stages
 
@@ -58,7 +59,7 @@ class Text:
     def shard_ids(self) -> list[str]:
         return ["a", "b"]
 
-    def load(self, shard: int, layers: Sequence[int]) -> Tokens:
+    def load(self, shard: int, layers: Sequence[Any]) -> Tokens:
         return self.shards[shard]
 
 

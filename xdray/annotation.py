@@ -14,6 +14,7 @@ from xdray.runs import Run
 from xdray.targets import AnnotateTask, TargetStore, TargetView, hidden_part
 from xdray.task import Task
 from xdray.teacher import best_dtype, teacher_fingerprint
+from xdray.tokenised import Signal
 from xdray.tokens import fingerprint, load_tokenizer
 
 
@@ -35,7 +36,7 @@ def annotate(
     cluster: Cluster,
     teacher: str,
     task: Task,
-    layers: tuple[int, ...],
+    layers: tuple[Signal, ...],
     transfer: Sequence[Shard],
     scored: Mapping[str, Sequence[Sentence]],
 ) -> Annotated:

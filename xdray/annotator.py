@@ -21,11 +21,11 @@ from torch import Tensor
 from xdray.corpus import Sentence, read_shard
 from xdray.errors import TargetsError
 from xdray.padding import pad, padded, token_budget_batches
-from xdray.parts import CODECS, LOGITS, PartFile, layer_and_codec
+from xdray.parts import CODECS, LOGITS, PartFile, signal_and_codec
 from xdray.targets import AnnotateTask, TargetStore
 from xdray.task import Task
 from xdray.teacher import DTYPES, load_teacher, teacher_fingerprint
-from xdray.tokenised import token_types
+from xdray.tokenised import Signal, token_types
 from xdray.tokens import Encoded, fingerprint, load_tokenizer
 from xdray.workers import keep_few_shapes, trim_memory
 
@@ -77,7 +77,7 @@ class Said:
 
     logits: NDArray[np.float32]
     """(N, C); (S, C) where a sentence has one row."""
-    hidden: dict[int, HiddenRecord]
+    hidden: dict[Signal, HiddenRecord]
     padded_tokens: int
     oom_halvings: int
 
@@ -152,13 +152,13 @@ class Annotator:
         sentences = read_shard(shard)
         with self._tokenising:
             encoded = self.task.encode(self.tokenizer, [its.content for its in sentences])
-        layers = [layer_and_codec(part)[0] for part in missing if part != LOGITS]
+        layers = [signal_and_codec(part)[0] for part in missing if part != LOGITS]
         with self._forwarding:
             said = self._forward(encoded, layers)
         if not np.isfinite(said.logits).all():
             raise TargetsError(f"shard {shard.shard_id}: the teacher's logits are not finite")
         errors = {
-            part: said.hidden[layer_and_codec(part)[0]].error(f"shard {shard.shard_id}, {part}")
+            part: said.hidden[signal_and_codec(part)[0]].error(f"shard {shard.shard_id}, {part}")
             for part in missing
             if part != LOGITS
         }
@@ -177,7 +177,7 @@ class Annotator:
             "oom_halvings": said.oom_halvings,
         }
 
-    def _forward(self, encoded: Encoded, layers: Sequence[int]) -> Said:
+    def _forward(self, encoded: Encoded, layers: Sequence[Signal]) -> Said:
         """Forward in length-sorted batches, the longest first; results in the shard's order."""
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)  # it holds for the calling thread alone
@@ -188,7 +188,7 @@ class Annotator:
         halvings = teacher.oom_halvings
         said = Said(
             logits=np.empty((rows_out, len(self.task.labels)), np.float32),
-            hidden={n: HiddenRecord(tokens, teacher.width, self.codec) for n in layers},
+            hidden={n: HiddenRecord(tokens, teacher.width_of(n), self.codec) for n in layers},
             padded_tokens=0,
             oom_halvings=0,
         )
@@ -231,10 +231,10 @@ class Annotator:
             facts |= {"layer": None, "codec": None, "width": len(self.task.labels)}
             facts["by_sentence"] = self.task.sentence_logits
         else:
-            layer, codec = layer_and_codec(file.part)
+            layer, codec = signal_and_codec(file.part)
             record = said.hidden[layer]
             flat["hidden"] = record.values
             if record.scales is not None:
                 flat["scales"] = record.scales
-            facts |= {"layer": layer, "codec": codec, "width": self.teacher.width}
+            facts |= {"layer": layer, "codec": codec, "width": self.teacher.width_of(layer)}
         return file.write(texts, flat, encoded.offsets, facts)

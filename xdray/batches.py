@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xdray.labels import IGNORE_INDEX
 from xdray.padding import pad, padded, token_budget_batches
-from xdray.tokenised import Tokens, token_types
+from xdray.tokenised import Signal, Tokens, token_types
 
 HELD_OUT_LIMIT = 10_000
 """Sentences held out at most, so that the held-out set stays in memory whatever the corpus."""
@@ -34,7 +34,7 @@ class Source(Protocol):
         """Names of the shards; a sentence is held out by the hash of its shard's name and row."""
         ...
 
-    def load(self, shard: int, layers: Sequence[int]) -> Tokens:
+    def load(self, shard: int, layers: Sequence[Signal]) -> Tokens:
         """Read one shard, with these teacher layers."""
         ...
 
@@ -57,7 +57,7 @@ class Batch:
     sentence."""
     logits: Tensor | None
     """float32 of the teacher: (N, C), or (B, C) where a sentence has one."""
-    hidden: dict[int, Tensor]
+    hidden: dict[Signal, Tensor]
     """Teacher layer to (N, W) float32."""
     labels: Tensor | None
     """(N,) int64, IGNORE_INDEX off the first token of a word; or (B, ...) as the task has them."""
@@ -112,7 +112,7 @@ def collate_many(
     """Make a batch of rows of several shards, in the order given; padding comes after the map."""
     ids, word_ids, labels, logits = [], [], [], []
     lengths: list[NDArray[np.int64]] = []
-    hidden: dict[int, list[NDArray[np.float32]]] = {}
+    hidden: dict[Signal, list[NDArray[np.float32]]] = {}
     for tokens, rows in parts:
         index = tokens.places(rows)
         kept = index if tokens.keeps_special else index[tokens.word_ids[index] >= 0]
@@ -237,7 +237,7 @@ class Loader:
     """Reads a rank's rows of each global batch of a plan."""
 
     plan: BatchPlan
-    layers: tuple[int, ...]
+    layers: tuple[Signal, ...]
     pad_id: int
     id_map: NDArray[np.int64] | None
     rank: int = 0

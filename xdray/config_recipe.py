@@ -18,15 +18,21 @@ RECIPES = (
     "staged_joint_unfreezing",
     "staged",
     "staged_unfreezing",
+    "universal",
 )
+
+
+LAYERED = ("hidden", "attention", "relations")
+MEAN_SQUARES = ("hidden", "attention", "logits")
 
 
 class TermConfig(Section):
     """One loss on one split, with its weight."""
 
-    loss: Literal["hidden", "logits", "labels", "hard_labels"]
-    """hidden: a teacher layer (P1 L_RL); logits: the teacher's scores (P1 L_LL); labels: gold
-    (P1 L_CE); hard_labels: the teacher's best tag."""
+    loss: Literal["hidden", "attention", "relations", "logits", "labels", "hard_labels"]
+    """hidden: a teacher layer (P1 L_RL); attention: the maps of its heads (P2); relations: of
+    queries, of keys and of values among themselves (MiniLMv2); logits: the teacher's scores
+    (P1 L_LL); labels: gold (P1 L_CE); hard_labels: the teacher's best answer."""
     split: Literal["transfer", "train"]
     """Which sentences it is computed on."""
     weight: float = Field(default=1.0, gt=0)
@@ -36,7 +42,18 @@ class TermConfig(Section):
     temperature: float | None = Field(default=None, gt=0)
     """Of a kl logit loss, times temperature squared; null: 1."""
     layer: int | None = None
-    """Teacher layer of a hidden term (0: embedding output); null: recipe.layer."""
+    """Teacher layer that the student's last imitates (0: embedding output); null: recipe.layer, of
+    attention and relations the last."""
+    layers: Literal["all"] | dict[int, int] | None = None
+    """In place of `layer`: student layer to teacher layer, a term each. all: every layer of the
+    student, and for hidden its embedding output, to as many of the teacher's last (P2)."""
+    heads: Literal["same", "average"] = "same"
+    """attention: both sides have as many heads; or maps are averaged over them."""
+    relation_heads: int = Field(default=12, gt=0)
+    """relations: heads that both sides' vectors are cut into."""
+    normalise: bool | None = None
+    """Divide by the variance of what is imitated, so that weights compare; null: with `layers`, and
+    for attention."""
     tokens: Literal["all", "first", "mean"] = "all"
     """Which tokens a hidden or logit term compares. all: in tagging all but special ones (P1), else
     all. first: of each word, which alone decide its tag; in other tasks of each sentence, [CLS]
@@ -56,10 +73,20 @@ class TermConfig(Section):
             raise ValueError(f"tokens: {self.tokens} goes with a hidden or logit term, not labels")
         if self.tokens == "mean" and self.loss != "hidden":
             raise ValueError(f"tokens: mean goes with a hidden term, this one is {self.loss}")
-        if self.layer is not None and self.loss != "hidden":
-            raise ValueError(
-                f"layer = {self.layer} goes with a hidden term, this one is {self.loss}"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_layers(self) -> "TermConfig":
+        for name in ("layer", "layers"):
+            if getattr(self, name) is not None and self.loss not in LAYERED:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} goes with {', '.join(LAYERED)}, this term is "
+                    f"{self.loss}"
+                )
+        if self.layer is not None and self.layers is not None:
+            raise ValueError("name `layer` or `layers`, one of them")
+        if self.normalise and (self.distance == "kl" or self.loss not in MEAN_SQUARES):
+            raise ValueError(f"normalise goes with mse, this term is {self.loss} {self.distance}")
         return self
 
 
@@ -90,11 +117,20 @@ class StageConfig(StageSettings):
     """What is minimised: the weighted sum of the terms' means."""
     unfreeze: bool = False
     """Gradual unfreezing: a sub-step for each group of layers, from the top; else all train."""
+    layerwise: bool = False
+    """A sub-step for each layer of a transformer, from below, on the terms of that layer, with the
+    layers below frozen (P2's progressive transfer); needs terms with `layers`."""
     trainable: list[str] | None = None
     """Names of the groups of layers that train (head, projection, encoder, embedding); null: all
     that the terms reach."""
     new_head: bool = False
     """Start from a fresh head (P1 S3; the reference's later code keeps S2's)."""
+
+    @model_validator(mode="after")
+    def _by_layers(self) -> "StageConfig":
+        if self.layerwise and (self.unfreeze or any(its.layers is None for its in self.terms)):
+            raise ValueError("layerwise: true needs `layers` in each term, and no unfreeze")
+        return self
 
     @model_validator(mode="after")
     def _something_frozen(self) -> "StageConfig":
@@ -103,7 +139,7 @@ class StageConfig(StageSettings):
                 f"unfreeze: true, but nothing is frozen: trainable is {self.trainable}; "
                 "name two groups or more, or leave `trainable` out"
             )
-        if self.unfreeze and all(term.loss == "hidden" for term in self.terms):
+        if self.unfreeze and all(term.loss in LAYERED for term in self.terms):
             raise ValueError(
                 "unfreeze: true needs a term above the head (logits, labels): with hidden terms "
                 "alone nothing is frozen (P1 table 4 trains S1 end to end)"
@@ -116,7 +152,8 @@ class RecipeConfig(Section):
 
     name: str = "staged_unfreezing"
     """labels (P1 D0-S), joint_logits (D1), joint (D2), staged_joint (D3.1), staged_joint_unfreezing
-    (D3.2), staged (D4.1), staged_unfreezing (D4.2); with `stages`, any name."""
+    (D3.2), staged (D4.1), staged_unfreezing (D4.2), universal (P2: all layers and attention first);
+    with `stages`, any name."""
     layer: int | None = None
     """Teacher layer that hidden terms imitate; null: the middle one (P1 table 8: nearly flat)."""
     distance: Literal["mse", "kl"] = "mse"

@@ -24,21 +24,17 @@ from xdray.learning import (
     lesson_base,
 )
 from xdray.planning import check_plan
+from xdray.recipes import finetune_stage, label_stage, plan_stages
 from xdray.report import loading_example, model_card, summary_table, write_report
 from xdray.runs import Run, open_run
 from xdray.sessions import LocalSession
-from xdray.stages import (
-    Stage,
-    finetune_stage,
-    label_stage,
-    needed_layers,
-    plan_stages,
-)
+from xdray.stages import Stage, needed_layers
 from xdray.starts import prepare_start
 from xdray.storage import fingerprint
 from xdray.student import check_saved, load_student, save_student
 from xdray.task import Task, load_task, with_labels
 from xdray.teacher import best_dtype, default_device, model_folder, save_finetuned
+from xdray.tokenised import Signal
 from xdray.tokens import fingerprint as tokenizer_fingerprint
 from xdray.tokens import load_tokenizer
 
@@ -139,6 +135,7 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
         start=encoder,
         view=None,
         teacher_width=read_header(encoder).width,
+        teacher_heads=0,
         folder=str(run.path("finetuning")),
         start_from=None,
         threads=plan_resources(config, None).threads_per_worker,
@@ -150,7 +147,7 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
 
 
 def annotate_all(
-    run: Run, cluster: Cluster, corpus: Corpus, teacher: str, layers: tuple[int, ...]
+    run: Run, cluster: Cluster, corpus: Corpus, teacher: str, layers: tuple[Signal, ...]
 ) -> Annotated:
     """Run the teacher over the transfer text, and over dev and test to score it, once."""
     scored = {split: corpus.splits[split].sentences for split in ("dev", "test")}
@@ -187,6 +184,7 @@ def make_lesson(
         start=str(start),
         view=str(run.folder),
         teacher_width=header.width,
+        teacher_heads=header.num_heads,
         folder=str(run.path(control, "stages")),
         start_from=None if other is None else str(Path(other, control, "stages")),
         threads=plan_resources(config, None).threads_per_worker,

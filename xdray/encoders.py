@@ -1,7 +1,8 @@
 """Pre-trained encoders as students: under a head, or cut to some of their layers and tokens."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,6 +64,47 @@ def cut_encoder(folder: str, layers: Sequence[int], teacher_ids: Tensor) -> PreT
     model.set_input_embeddings(kept)
     model.config.vocab_size = len(teacher_ids)
     return model
+
+
+@contextmanager
+def captured_qkv(model: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Catch queries, keys and values of these layers (from 1) in the next forward pass.
+
+    Each (B, T, 3 W), before they are cut into heads. Raises ConfigError for a family of encoders
+    whose attention has no such three maps.
+    """
+    found: dict[int, Tensor] = {}
+    parts: dict[int, list[Tensor]] = {}
+    handles = []
+
+    def hook(layer: int) -> Any:
+        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            parts.setdefault(layer, []).append(output)
+            if len(parts[layer]) == 3:
+                found[layer] = torch.cat(parts.pop(layer), dim=-1)
+
+        return keep
+
+    try:
+        for layer in layers:
+            modules = _qkv_modules(encoder_stack(model.base_model).layer[layer - 1].attention)
+            handles += [module.register_forward_hook(hook(layer)) for module in modules]
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _qkv_modules(attention: Any) -> list[nn.Module]:
+    """Maps to queries, keys and values, called in this order."""
+    inner = getattr(attention, "self", attention)
+    for names in (("query", "key", "value"), ("q_lin", "k_lin", "v_lin")):
+        if all(hasattr(inner, name) for name in names):
+            return [getattr(inner, name) for name in names]
+    raise ConfigError(
+        f"{type(attention).__name__}: its queries, keys and values are not known; attention and "
+        "relation losses go with BERT, RoBERTa, XLM-R, ELECTRA and DistilBERT"
+    )
 
 
 def encoder_stack(base: Any) -> Any:

@@ -21,6 +21,8 @@ class ModelHeader:
     width: int
     """Of the hidden states."""
     num_layers: int
+    num_heads: int
+    """Of attention; 0: it has none."""
     embedding_width: int
     """Of the token embeddings: less than `width` where they are factorised (ELECTRA, ALBERT)."""
     vocab_size: int
@@ -72,6 +74,7 @@ def read_header(name: str) -> ModelHeader:
         model_type=values["model_type"],
         width=width,
         num_layers=_first(values, path, "num_hidden_layers", "n_layers", "num_layers"),
+        num_heads=values.get("num_attention_heads") or values.get("n_heads") or 0,
         embedding_width=values.get("embedding_size") or width,
         vocab_size=_first(values, path, "vocab_size"),
         max_positions=_positions(values),

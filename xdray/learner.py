@@ -3,11 +3,28 @@
 import abc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
+
+
+class Wanted(NamedTuple):
+    """Layers of a student that losses compare; -1 is the last."""
+
+    hidden: tuple[int, ...] = (-1,)
+    qkv: tuple[int, ...] = ()
+
+
+class Observed(NamedTuple):
+    """What a student's forward pass gave."""
+
+    logits: Tensor
+    hidden: dict[int, Tensor]
+    """By layer (B, T, W), in the teacher's width."""
+    qkv: dict[int, Tensor]
+    """By layer (B, T, 3 of the student's own widths)."""
 
 
 class Learner(nn.Module, abc.ABC):
@@ -22,6 +39,22 @@ class Learner(nn.Module, abc.ABC):
         token_types: 1 in the second text of a pair; None: there is none. Logits are (B, T, C), or
         (B, C) where a sentence has one row.
         """
+
+    def observe(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_types: Tensor | None,
+        wanted: "Wanted",
+    ) -> "Observed":
+        """Forward pass that also says what the losses of a stage compare."""
+        hidden, logits = self(input_ids, attention_mask, token_types)
+        return Observed(logits, {layer: hidden for layer in wanted.hidden}, {})
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """Attention heads of the student and of the teacher; 0: it has none."""
+        return 0, 0
 
     @abc.abstractmethod
     def groups(self) -> dict[str, list[nn.Parameter]]:

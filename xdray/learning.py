@@ -26,12 +26,12 @@ from xdray.forwarding import predict_logits
 from xdray.learner import Learner
 from xdray.sessions import Session
 from xdray.stage_files import load_last
-from xdray.stages import Stage, chain_keys
+from xdray.stages import Stage, chain_keys, compared_layers
 from xdray.student import Student, build_student
 from xdray.targets import TargetView, hidden_part
 from xdray.task import Task
 from xdray.teacher import TeacherLearner
-from xdray.tokenised import Tokens
+from xdray.tokenised import Signal, Tokens
 from xdray.tokens import load_tokenizer, pad_id_of
 from xdray.training import Training, run_stages
 
@@ -55,6 +55,7 @@ class Lesson:
     view: str | None
     """Folder with targets.json; None where no stage reads transfer text."""
     teacher_width: int
+    teacher_heads: int
     folder: str
     """Finished stages and checkpoints are kept under it."""
     start_from: str | None
@@ -100,7 +101,7 @@ class LabelledSource:
         """One name."""
         return ["labelled"]
 
-    def load(self, shard: int, layers: Sequence[int]) -> Tokens:
+    def load(self, shard: int, layers: Sequence[Signal]) -> Tokens:
         """All sentences, whatever the layers: nothing of them is recorded."""
         return self.tokens
 
@@ -120,7 +121,7 @@ class TargetSource:
         """Names of the shards."""
         return self.view.shard_ids
 
-    def load(self, shard: int, layers: Sequence[int]) -> Tokens:
+    def load(self, shard: int, layers: Sequence[Signal]) -> Tokens:
         """Read one shard's tokens, logits and these layers."""
         parts = ["logits", *(hidden_part(layer, self.codec) for layer in layers)]
         return self.task.mark(self.view.load_shard(shard, parts))
@@ -291,6 +292,8 @@ def start_student(lesson: Lesson, tokenizer: PreTrainedTokenizerFast) -> Student
         embeddings=load_file(path)["embeddings"] if path.is_file() else None,
         seed=config.run.seed,
         encoder=str(encoder) if encoder.is_dir() else None,
+        layers=compared_layers(lesson.stages),
+        teacher_heads=lesson.teacher_heads,
     )
 
 

@@ -105,3 +105,52 @@ def _masked_positions(logits: Tensor, mask: Tensor) -> Tensor:
     """(2 B, T) scores over positions, -1e4 on padding: both sides of a KL stay finite."""
     scores = logits.float().masked_fill(mask[..., None] == 0, -1e4)
     return scores.transpose(1, 2).flatten(0, 1)
+
+
+def attention_maps(vectors: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """Maps of a layer's heads (B, A, T, T) from its queries, keys and values (B, T, 3 W).
+
+    mask: (B, T), 1 on tokens that are attended to. As in a layer with absolute positions.
+    """
+    queries, keys, _ = _heads(vectors, heads)
+    scores = queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5
+    return scores.masked_fill(mask[:, None, None, :] == 0, -1e4).softmax(-1)
+
+
+def attention_loss(maps: Tensor, teacher_maps: Tensor, mask: Tensor) -> Tensor:
+    """Squared error to the teacher's maps (P2), summed over rows.
+
+    maps, teacher_maps: (B, A, T, T), of as many heads, or both averaged over them. mask: (B, T).
+    Of a row the mean over its real columns and the heads.
+    """
+    real = mask[:, None, :, None] * mask[:, None, None, :]
+    error = ((maps.float() - teacher_maps.float()) ** 2 * real).sum((1, 3))
+    lengths = mask.sum(1).clamp(min=1)[:, None]
+    return (error / (lengths * maps.shape[1])).sum()
+
+
+def relation_loss(vectors: Tensor, teacher_vectors: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """KL to the teacher's relations among queries, among keys and among values, summed over rows.
+
+    vectors, teacher_vectors: (B, T, 3 W), the widths may differ; both are cut into `heads`
+    relation heads (Wang et al. 2021, MiniLMv2, section 3.1). mask: (B, T). In nats, mean over heads
+    and the three relations.
+    """
+    total = vectors.new_zeros(())
+    for ours, theirs in zip(_heads(vectors, heads), _heads(teacher_vectors, heads), strict=True):
+        logs, targets = (
+            (its @ its.transpose(-1, -2) / its.shape[-1] ** 0.5)
+            .masked_fill(mask[:, None, None, :] == 0, -1e4)
+            .log_softmax(-1)
+            for its in (ours, theirs)
+        )
+        divergence = functional.kl_div(logs, targets, reduction="none", log_target=True).sum(-1)
+        total = total + (divergence * mask[:, None, :]).sum()
+    return total / (3 * heads)
+
+
+def _heads(vectors: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """(B, T, 3 W) to three of (B, heads, T, W / heads), float32."""
+    batch, length, _ = vectors.shape
+    parts = vectors.float().view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    return tuple(parts)

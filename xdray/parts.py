@@ -3,7 +3,8 @@
 shards/xx/SHARD_ID.PART.parquet in the store's folder, xx the first two characters of SHARD_ID.
 Part "logits": sentence_id, language, length, ids and word_ids (int32), logits (float32, C a token;
 C a sentence where the footer says by_sentence).
-Part "hidden-LAYER-CODEC": sentence_id, length, hidden (W values a token), scales (float32 a token;
+Part "hidden-LAYER-CODEC", or "qkv-LAYER-CODEC" (queries, keys, values): sentence_id, length, hidden
+(W values a token, 3 W of qkv), scales (float32 a token;
 int8 only). Blobs are little-endian; a row is a sentence, in the shard's order. Under "xdray" the
 footer holds JSON: shard_id, key, part, rows, tokens, cut_words, width, layer, codec, codec_error.
 A valid footer alone proves nothing: a writer closed by an exception leaves one. So a part counts as
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from xdray.errors import TargetsError
 from xdray.storage import join, open_input, write_bytes_atomic
+from xdray.tokenised import Signal
 
 LOGITS = "logits"
 CODECS: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
@@ -36,15 +38,16 @@ _TYPES: dict[str, Any] = {
 }
 
 
-def hidden_part(layer: int, codec: str) -> str:
-    """Name of the part with a hidden layer."""
-    return f"hidden-{layer}-{codec}"
+def hidden_part(signal: Signal, codec: str) -> str:
+    """Name of the part with a hidden layer, or with queries, keys and values of one."""
+    return f"hidden-{signal}-{codec}" if isinstance(signal, int) else f"{signal}-{codec}"
 
 
-def layer_and_codec(part: str) -> tuple[int, str]:
-    """Layer and codec in the name of a hidden part."""
-    _, layer, codec = part.split("-")
-    return int(layer), codec
+def signal_and_codec(part: str) -> tuple[Signal, str]:
+    """Signal and codec in the name of such a part."""
+    signal, _, codec = part.rpartition("-")
+    kind, _, layer = signal.partition("-")
+    return (int(layer) if kind == "hidden" else signal), codec
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ class PartFile:
 
     def hidden(self, lengths: NDArray[Any]) -> Hidden:
         """Read a hidden part. Raises TargetsError as `read` does."""
-        has_scales = layer_and_codec(self.part)[1] == "int8"
+        has_scales = signal_and_codec(self.part)[1] == "int8"
         flat = self.read(["hidden", "scales"] if has_scales else ["hidden"], lengths)
         return Hidden(flat["hidden"], flat["scales"][:, 0] if has_scales else None)
 

@@ -25,10 +25,12 @@ from xdray.header import ModelHeader, read_header, resolve_model
 from xdray.labels import LabelSet, label_set_of
 from xdray.places import Place, Span, open_place
 from xdray.readers import class_names, read_rows
+from xdray.recipes import plan_stages
 from xdray.sentences import text_of
-from xdray.stages import needed_layers, plan_stages
+from xdray.stages import Stage, needed_layers
 from xdray.storage import free_space, size
 from xdray.task import Task, load_task
+from xdray.tokenised import Signal
 
 BYTES_PER_VALUE = {"float32": 4, "float16": 2, "int8": 1}
 SCALE_BYTES = 4
@@ -60,7 +62,8 @@ def check_plan(config: Config) -> ModelHeader:
 
 def check_student(config: Config, header: ModelHeader) -> None:
     """Raise ConfigError for stages and embeddings that this teacher cannot serve."""
-    plan_stages(config, header.num_layers)
+    stages = plan_stages(config, header.num_layers)
+    _check_heads(config, header, stages)
     if config.student.kind == "encoder":
         _check_encoder(config, header)
     elif (
@@ -71,6 +74,35 @@ def check_student(config: Config, header: ModelHeader) -> None:
             f"embeddings ({header.embedding_width}), whose SVD it starts from; narrow it, or set "
             "student.embedding_init: random"
         )
+
+
+def _check_heads(config: Config, header: ModelHeader, stages: Sequence[Stage]) -> None:
+    """Compare the heads of attention and relation terms with both sides'."""
+    student = config.student
+    terms = [term for stage in stages for term in stage.terms]
+    losses = {term.loss for term in terms} & {"attention", "relations"}
+    if not losses:
+        return
+    if student.kind == "bilstm":
+        raise ConfigError(f"recipe: {losses} losses need a student with attention, not a bilstm")
+    width, heads = student.hidden, student.num_heads
+    if student.kind == "encoder":
+        its = header if student.start == "teacher" else read_header(student.start)
+        width, heads = its.width, its.num_heads
+    for term in terms:
+        same = term.heads == "same" and heads != header.num_heads
+        if term.loss == "attention" and same:
+            raise ConfigError(
+                f"recipe: an attention term compares {heads} heads of the student with "
+                f"{header.num_heads} of the teacher; set heads: average in it, give the student as "
+                "many (student.heads), or use a relations term"
+            )
+        wrong = width % term.relation_heads or header.width % term.relation_heads
+        if term.loss == "relations" and wrong:
+            raise ConfigError(
+                f"recipe: relation_heads = {term.relation_heads} does not divide both widths, "
+                f"{width} of the student and {header.width} of the teacher"
+            )
 
 
 def _check_encoder(config: Config, header: ModelHeader) -> None:
@@ -247,12 +279,14 @@ def _tokens_per_sentence(config: Config, header: ModelHeader, sample: list[str])
 
 
 def _sentence_bytes(
-    config: Config, header: ModelHeader, layers: tuple[int, ...], logits: float, tokens: float
+    config: Config, header: ModelHeader, layers: tuple[Signal, ...], logits: float, tokens: float
 ) -> float:
     """Bytes of a sentence in the store (DESIGN: ids, word ids, logits, hidden states)."""
-    hidden = header.width * BYTES_PER_VALUE[config.targets.codec]
-    hidden += SCALE_BYTES if config.targets.codec == "int8" else 0
-    return tokens * (4 + 4 + len(layers) * hidden) + 4 * logits + 64
+    value = BYTES_PER_VALUE[config.targets.codec]
+    scale = SCALE_BYTES if config.targets.codec == "int8" else 0
+    widths = [header.width * (1 if isinstance(signal, int) else 3) for signal in layers]
+    hidden = sum(width * value + scale for width in widths)
+    return tokens * (4 + 4 + hidden) + 4 * logits + 64
 
 
 def _check_disk(config: Config, needed: int) -> None:

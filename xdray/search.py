@@ -22,12 +22,14 @@ from xdray.errors import ConfigError
 from xdray.fronts import pareto_front
 from xdray.header import ModelHeader
 from xdray.planning import check_plan, check_student
+from xdray.recipes import plan_stages
 from xdray.runs import Run, open_run
 from xdray.search_report import write_search_report
 from xdray.space import Fields, Space, check_space, space_of, trial_config
-from xdray.stages import needed_layers, plan_stages
+from xdray.stages import needed_layers
 from xdray.starts import prepare_start
 from xdray.targets import TargetView
+from xdray.tokenised import Signal
 from xdray.tokens import fingerprint as tokenizer_fingerprint
 from xdray.tokens import load_tokenizer
 from xdray.trial_pool import TrialPool, concurrency, search_of, shown, trials_of
@@ -104,6 +106,7 @@ def make_course(
         task=corpus.task,
         num_teacher_layers=header.num_layers,
         teacher_width=header.width,
+        teacher_heads=header.num_heads,
         targets=view.fingerprint,
         data=corpus.fingerprint,
         starts=starts,
@@ -262,10 +265,10 @@ def _searcher(pool: TrialPool) -> Any:
     return PoolSearcher()
 
 
-def _layers(config: Config, space: Space, header: ModelHeader) -> tuple[int, ...]:
+def _layers(config: Config, space: Space, header: ModelHeader) -> tuple[Signal, ...]:
     """Teacher layers that any trial imitates: all are stored in one pass."""
-    found: set[int] = set()
+    found: set[Signal] = set()
     for fields in space.part("recipe.").sample(config.run.seed):
         stages = plan_stages(trial_config(config, fields), header.num_layers)
         found.update(needed_layers(stages))
-    return tuple(sorted(found))
+    return tuple(sorted(found, key=str))

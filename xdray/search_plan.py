@@ -21,9 +21,10 @@ from xdray.figures import count, ms, seconds
 from xdray.header import ModelHeader
 from xdray.labels import LabelSet
 from xdray.planning import check_plan, check_student, make_plan, print_plan
+from xdray.recipes import plan_stages
 from xdray.sessions import LocalSession
 from xdray.space import Fields, Space, check_space, space_of, trial_config
-from xdray.stages import Stage, plan_stages
+from xdray.stages import Stage
 from xdray.steps import Stepper
 from xdray.student import Student, build_student
 from xdray.task import load_task, with_labels
@@ -151,7 +152,10 @@ def _step_seconds(config: Config, student: Student, stage: Stage, header: ModelH
         kept=torch.arange(tokens),
         first=torch.arange(tokens),
         logits=torch.randn(rows if task.sentence_logits else tokens, classes),
-        hidden={layer: torch.randn(tokens, header.width) for layer in stage.layers},
+        hidden={
+            its: torch.randn(tokens, header.width * (1 if isinstance(its, int) else 3))
+            for its in stage.layers
+        },
         labels=None,
         num_labels=0,
     ).to(session.device)

@@ -61,6 +61,15 @@ class Session(Protocol):
         ...
 
 
+def rank_0_says(session: Session, yes: bool) -> bool:
+    """Whether rank 0 says yes; each rank waits for the others."""
+    import torch
+
+    flag = torch.tensor([float(yes and session.rank == 0)], device=session.device)
+    session.all_sum(flag)
+    return flag.item() > 0
+
+
 class LocalSession:
     """The only rank of a run in this process; checkpoints are folders beside each other."""
 

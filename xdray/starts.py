@@ -14,12 +14,12 @@ from torch import Tensor
 
 from xdray.config import Config, StudentConfig
 from xdray.corpus import Sentence
+from xdray.embeddings import svd_embeddings
 from xdray.encoders import cut_encoder, spaced_layers
 from xdray.errors import ConfigError
 from xdray.header import read_header
 from xdray.learner import quiet_transformers
 from xdray.storage import fingerprint, write_bytes_atomic
-from xdray.student import svd_embeddings
 from xdray.targets import TargetView
 from xdray.task import Task
 from xdray.teacher import embedding_table, model_folder

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from xdray import losses
 from xdray.batches import Batch
 from xdray.config import TrainingConfig
 from xdray.errors import TrainingError
-from xdray.learner import Learner
+from xdray.learner import Learner, Wanted
 from xdray.sessions import Session
 from xdray.stages import Stage, Term
 from xdray.task import Task
+from xdray.terms import target_moments, term_count, term_loss
 
 
 class Stepper:
@@ -43,11 +43,24 @@ class Stepper:
         self.optimiser = _optimiser(_trainable(student, stage), stage, settings)
         self.sums = torch.zeros(2, len(stage.terms), dtype=torch.float64, device=session.device)
         """Loss sum and token count of each term since the last `clear`, over all ranks."""
+        self.variances = torch.ones(len(stage.terms), device=session.device)
+        """Of what each term imitates, where it is divided by it."""
         self.rate = 0.0
         """Of the last step."""
         self._losses: nn.Module = StepLosses(student, stage.terms, task)
         if session.world_size > 1:
             self._losses = DistributedDataParallel(self._losses, broadcast_buffers=False)
+
+    def normalise(self, batches: Sequence[Batch]) -> None:
+        """Find the variances of what the terms imitate, over these batches of all ranks."""
+        for number, term in enumerate(self.stage.terms):
+            if not term.normalise:
+                continue
+            found = [target_moments(term, batch, self.student.heads) for batch in batches]
+            moments = torch.stack(found).sum(0)
+            self.session.all_sum(moments)
+            mean, square = moments[0] / moments[2], moments[1] / moments[2]
+            self.variances[number] = float((square - mean.square()).mean().clamp(min=1e-12))
 
     def step(self, window: Sequence[Mapping[str, Batch]], rate: float, seed: int) -> None:
         """One optimiser step over an accumulation window; `seed` is the dropout's on this rank."""
@@ -57,6 +70,7 @@ class Stepper:
         terms, session = self.stage.terms, self.session
         counts = self._counts(window)
         weights = torch.tensor([term.weight for term in terms], device=session.device)
+        weights = weights / self.variances
         scale = weights * session.world_size / counts.clamp(min=1)
         torch.manual_seed(seed)
         sums = torch.zeros(len(terms), device=session.device)
@@ -105,11 +119,13 @@ class Stepper:
             for batch in batches:
                 totals[0] += losses_of({"transfer": batch})
                 totals[1] += torch.tensor(
-                    [_term_count(term, batch, self.task) for term in terms],
+                    [term_count(term, batch, self.task) for term in terms],
                     device=self.session.device,
                 )
         self.session.all_sum(totals)
         weights = torch.tensor([term.weight for term in terms], dtype=torch.float64)
+        transfer = [term.split == "transfer" for term in self.stage.terms]
+        weights /= self.variances.double().cpu()[torch.tensor(transfer)]
         return float((weights * totals[0].cpu() / totals[1].cpu().clamp(min=1)).sum())
 
     def state(self) -> dict[str, Any]:
@@ -126,7 +142,7 @@ class Stepper:
         terms = self.stage.terms
         counts = torch.tensor(
             [
-                float(sum(_term_count(term, its[term.split], self.task) for its in window))
+                float(sum(term_count(term, its[term.split], self.task) for its in window))
                 for term in terms
             ],
             device=self.session.device,
@@ -154,18 +170,22 @@ class StepLosses(nn.Module):
         self.student = student
         self.terms = terms
         self.task = task
+        hidden = {term.student_layer for term in terms if term.loss == "hidden"}
+        pairs = {t.student_layer for t in terms if t.loss in {"attention", "relations"}}
+        self.wanted = Wanted(tuple(sorted(hidden)), tuple(sorted(pairs)))
 
     def forward(self, batches: Mapping[str, Batch]) -> Tensor:
         """Loss sum of each term, over this rank's tokens: (len(terms),) float32."""
-        outputs = {}
-        for split, batch in batches.items():
-            hidden, logits = self.student(batch.input_ids, batch.attention_mask, batch.token_types)
-            if not self.task.sentence_logits:
-                logits = _kept(logits, batch)
-            outputs[split] = (_kept(hidden, batch), logits)
+        found = {
+            split: self.student.observe(
+                batch.input_ids, batch.attention_mask, batch.token_types, self.wanted
+            )
+            for split, batch in batches.items()
+        }
+        heads = self.student.heads
         return torch.stack(
             [
-                _term_loss(term, outputs[term.split], batches[term.split], self.task)
+                term_loss(term, found[term.split], batches[term.split], self.task, heads)
                 for term in self.terms
             ]
         )
@@ -211,49 +231,3 @@ def _optimiser(
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=stage.learning_rate, fused=True)
-
-
-def _kept(values: Tensor, batch: Batch) -> Tensor:
-    return values.flatten(0, 1).index_select(0, batch.kept)
-
-
-def _term_loss(term: Term, output: tuple[Tensor, Tensor], batch: Batch, task: Task) -> Tensor:
-    """Loss sum of a term; a batch that only joins the step has no rows to score."""
-    hidden, logits = output
-    if term.loss == "hidden":
-        assert term.layer is not None
-        hidden, target = (
-            _pooled(states, batch, term.tokens) for states in (hidden, batch.hidden[term.layer])
-        )
-        if term.distance == "kl":
-            return losses.representation_kl_loss(hidden, target)
-        return losses.representation_loss(hidden, target)
-    scored = batch.labels if term.loss == "labels" else batch.logits
-    assert scored is not None
-    if task.sentence_logits:
-        logits = logits[: len(scored)]
-    if term.loss == "labels":
-        return task.label_loss(logits, scored, batch)
-    return task.logit_loss(term, logits, scored, batch)
-
-
-def _pooled(states: Tensor, batch: Batch, tokens: str) -> Tensor:
-    """States of all kept tokens (N, W), of the first ones, or their means by sentence (B, W)."""
-    if tokens == "first":
-        return states[batch.first]
-    if tokens == "all" or not len(states):
-        return states
-    sums = states.new_zeros(len(batch.input_ids), states.shape[-1])
-    counts = torch.bincount(batch.owners, minlength=len(sums)).clamp(min=1)
-    return sums.index_add(0, batch.owners, states) / counts[:, None]
-
-
-def _term_count(term: Term, batch: Batch, task: Task) -> int:
-    """Tokens or sentences that the term's mean is over, on this rank."""
-    if term.loss == "labels":
-        return batch.num_labels
-    if term.loss != "hidden":
-        return task.logit_count(term, batch)
-    if term.tokens == "mean":
-        return len(batch.input_ids) if len(batch.kept) else 0
-    return len(batch.first if term.tokens == "first" else batch.kept)

@@ -12,6 +12,7 @@ import copy
 import os
 import shutil
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,16 @@ from transformers import (
 )
 
 from xdray.config import StudentConfig
-from xdray.encoders import encoder_stack, load_encoder
-from xdray.errors import ConfigError, ExportError
-from xdray.learner import Learner, logits_of, model_inputs, quiet_transformers
+from xdray.encoders import captured_qkv, encoder_stack, load_encoder
+from xdray.errors import ExportError
+from xdray.learner import (
+    Learner,
+    Observed,
+    Wanted,
+    logits_of,
+    model_inputs,
+    quiet_transformers,
+)
 from xdray.modeling_bilstm import (
     BiLstmConfig,
     BiLstmForQuestionAnswering,
@@ -51,8 +59,6 @@ for _name, _class in BILSTMS.items():
     getattr(transformers, _name).register(BiLstmConfig, _class, exist_ok=True)
     _class.register_for_auto_class(_name)
 
-SVD_ROWS = 16384  # rows of the teacher's table that are held in float64 at once
-
 
 class Student(Learner):
     """A model in training: the Hugging Face model, and what only training needs.
@@ -62,13 +68,25 @@ class Student(Learner):
     """
 
     def __init__(
-        self, model: PreTrainedModel, projection: nn.Module | None, max_length: int
+        self,
+        model: PreTrainedModel,
+        projection: nn.Module | None,
+        max_length: int,
+        layer_projections: Mapping[int, nn.Module] | None = None,
+        teacher_heads: int = 0,
     ) -> None:
-        """Hold the parts; max_length: tokens a sentence that the saved tokenizer will cut to."""
+        """Hold the parts; max_length: tokens a sentence that the saved tokenizer will cut to.
+
+        layer_projections: of layers before the last, those that losses compare.
+        """
         super().__init__()
         self.model = model
         self.projection = projection
         self.max_length = max_length
+        self.layer_projections = nn.ModuleDict(
+            {str(layer): its for layer, its in (layer_projections or {}).items()}
+        )
+        self.teacher_heads = teacher_heads
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor | None = None
@@ -82,6 +100,35 @@ class Student(Learner):
         states = output.hidden_states[-1]
         return states if self.projection is None else self.projection(states), logits_of(output)
 
+    def observe(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_types: Tensor | None,
+        wanted: Wanted,
+    ) -> Observed:
+        """Forward pass with the hidden states of some layers, and queries, keys and values."""
+        inputs = model_inputs(self.model, input_ids, attention_mask, token_types)
+        top = int(getattr(self.model.config, "num_hidden_layers", 0))
+        layers = {layer: top if layer < 0 else layer for layer in wanted.qkv}
+        with captured_qkv(self.model, sorted(set(layers.values()))) as found:
+            output = self.model(**inputs, output_hidden_states=True)
+        hidden = {}
+        for layer in wanted.hidden:
+            states = output.hidden_states[layer]
+            if layer >= 0:
+                states = self.layer_projections[str(layer)](states)
+            elif self.projection is not None:
+                states = self.projection(states)
+            hidden[layer] = states
+        qkv = {layer: found[number] for layer, number in layers.items()}
+        return Observed(logits_of(output), hidden, qkv)
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """Attention heads of the student and of the teacher."""
+        return int(getattr(self.model.config, "num_attention_heads", 0)), self.teacher_heads
+
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by group, from the top down: the order of gradual unfreezing.
 
@@ -94,7 +141,7 @@ class Student(Learner):
             groups["projection"] = _parameters(model.projection)
             groups["encoder"] = _parameters(model.encoder)
         else:
-            groups["projection"] = _parameters(self.projection)
+            groups["projection"] = _parameters(self.projection, self.layer_projections)
             layers = list(enumerate(encoder_stack(model.base_model).layer, start=1))
             groups |= {f"layer_{number}": _parameters(layer) for number, layer in reversed(layers)}
         taken = {id(parameter) for group in groups.values() for parameter in group}
@@ -133,12 +180,15 @@ def build_student(
     embeddings: Tensor | None,
     seed: int,
     encoder: str | None = None,
+    layers: Sequence[int] = (),
+    teacher_heads: int = 0,
 ) -> Student:
     """Make a student with fresh weights, the same for the same seed whatever was drawn before.
 
     teacher_width: W, of the hidden layers it imitates. max_length: positions of a Transformer, and
     what the saved tokenizer cuts to. embeddings: (V, E) to start from, as `svd_embeddings` makes
     them; None: random. encoder: folder of the encoder that kind encoder starts from.
+    layers: before the last, whose hidden states losses compare.
     """
     shared = {
         "vocab_size": vocab_size,
@@ -181,18 +231,29 @@ def build_student(
             projection = nn.Identity()  # of equal widths there is no map (P2)
             if width != teacher_width:
                 projection = _projection(config, width, teacher_width)
+        between = {layer: _fresh(projection) for layer in layers}
     if embeddings is not None and config.kind != "encoder":
         table = model.get_input_embeddings().weight
         assert isinstance(table, Tensor)
         assert embeddings.shape == table.shape, (embeddings.shape, table.shape)
         with torch.no_grad():
             table.copy_(_unit_size(embeddings) if config.kind == "bilstm" else embeddings)
-    return Student(model, projection, max_length)
+    return Student(model, projection, max_length, between, teacher_heads)
 
 
 def _projection(config: StudentConfig, width: int, teacher_width: int) -> nn.Module:
     activation = nn.GELU() if config.projection == "gelu" else nn.Identity()
     return nn.Sequential(nn.Linear(width, teacher_width), activation)
+
+
+def _fresh(projection: nn.Module | None) -> nn.Module:
+    """Make another one of the same shape."""
+    assert projection is not None, "a BiLSTM has no layers before its last"
+    other = copy.deepcopy(projection)
+    for module in other.modules():
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+    return other
 
 
 def _unit_size(embeddings: Tensor) -> Tensor:
@@ -204,37 +265,6 @@ def _unit_size(embeddings: Tensor) -> Tensor:
     embeddings are added to them, and the sum is normalised.
     """
     return embeddings / embeddings.square().mean().sqrt().clamp(min=1e-12)
-
-
-def svd_embeddings(table: Tensor, width: int, teacher_ids: Tensor) -> Tensor:
-    """Reduce the teacher's embeddings to `width`, for the tokens that the student keeps.
-
-    table: (V_teacher, W_table) of the fine-tuned teacher. teacher_ids: (V_student,) int64, the
-    teacher's id of each student id. Returns (V_student, width) float32: the kept rows on their
-    leading right singular vectors, that is U * S of their SVD, not centred (P1 table 7: SVD 88.6,
-    centred PCA 88.3, random 87.4).
-
-    The singular vectors are those of the eigen-decomposition of rows' * rows in float64; each is
-    turned so that its largest entry is positive. Nothing is rescaled here.
-    Raises ConfigError where `width` is more than the teacher has.
-    """
-    if width > table.shape[1]:
-        raise ConfigError(
-            f"student.embedding: {width}, but the teacher's token embeddings are {table.shape[1]} "
-            f"wide and an SVD cannot widen them; set {table.shape[1]} or less, or "
-            "student.embedding_init: random"
-        )
-    table = table.detach()
-    chunks = teacher_ids.to(table.device).split(SVD_ROWS)
-    gram = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64, device=table.device)
-    for ids in chunks:
-        rows = table[ids].double()
-        gram += rows.T @ rows
-    _, vectors = torch.linalg.eigh(gram)  # ascending
-    basis = vectors[:, -width:].flip(1)
-    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
-    basis = basis * largest.sign()
-    return torch.cat([(table[ids].double() @ basis).float() for ids in chunks])
 
 
 def save_student(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from xdray.corpus import Shard
 from xdray.errors import TargetsError, XdrayError
-from xdray.parts import LOGITS, PartFile, hidden_part, layer_and_codec
+from xdray.parts import LOGITS, PartFile, hidden_part, signal_and_codec
 from xdray.storage import (
     absolute,
     delete_tree,
@@ -33,7 +33,7 @@ from xdray.storage import (
     write_bytes_atomic,
     write_json,
 )
-from xdray.tokenised import Tokens
+from xdray.tokenised import Signal, Tokens
 
 READERS = 16
 """Footers read at once: on an object store each takes a round trip."""
@@ -46,7 +46,7 @@ class AnnotateTask:
     """A shard, and the hidden layers that are wanted of it beside the logits."""
 
     shard: Shard
-    layers: tuple[int, ...] = ()
+    layers: tuple[Signal, ...] = ()
 
     def __str__(self) -> str:
         """As errors name it."""
@@ -189,7 +189,7 @@ class TargetView:
         for part in parts:
             if part != LOGITS:
                 file = PartFile(folder, self.key, shard_id, part, len(lengths))
-                tokens.hidden[layer_and_codec(part)[0]] = file.hidden(lengths)
+                tokens.hidden[signal_and_codec(part)[0]] = file.hidden(lengths)
         return tokens
 
 

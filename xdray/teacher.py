@@ -18,12 +18,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
+from xdray.encoders import captured_qkv
 from xdray.errors import ClusterError, ConfigError
 from xdray.header import resolve_model
 from xdray.learner import Learner, logits_of, model_inputs, quiet_transformers
 from xdray.stage_files import load_last
 from xdray.storage import fingerprint_files
 from xdray.task import Task
+from xdray.tokenised import Signal, layer_of
 from xdray.tokens import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -55,9 +57,14 @@ class Teacher:
         """Encoder layers."""
         return int(self.model.config.num_hidden_layers)
 
-    def check_layers(self, layers: Sequence[int]) -> None:
+    def width_of(self, signal: Signal) -> int:
+        """Values a token of a signal."""
+        return self.width if isinstance(signal, int) else 3 * self.width
+
+    def check_layers(self, layers: Sequence[Signal]) -> None:
         """Raise ConfigError for a layer that the teacher lacks."""
-        for layer in layers:
+        for signal in layers:
+            layer = layer_of(signal)
             if not 0 <= layer <= self.num_layers:
                 raise ConfigError(
                     f"layer {layer}: the teacher has layers 1 to {self.num_layers}, and 0 for the "
@@ -68,10 +75,10 @@ class Teacher:
         self,
         ids: Tensor,
         mask: Tensor,
-        layers: Sequence[int] = (),
+        layers: Sequence[Signal] = (),
         types: Tensor | None = None,
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """(B, T) ids and mask -> logits in our label order, {layer: hidden (B, T, W)}.
+    ) -> tuple[Tensor, dict[Signal, Tensor]]:
+        """(B, T) ids and mask -> logits in our label order, {signal: (B, T, W or 3 W of qkv)}.
 
         Logits are (B, T, C), or (B, C) where a sentence has one row. types: 1 in the second text of
         a pair.
@@ -106,16 +113,21 @@ class Teacher:
         return torch.cat([part[0] for part in parts]), hidden
 
     def _forward(
-        self, ids: Tensor, mask: Tensor, layers: Sequence[int], types: Tensor | None
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+        self, ids: Tensor, mask: Tensor, layers: Sequence[Signal], types: Tensor | None
+    ) -> tuple[Tensor, dict[Signal, Tensor]]:
         ids, mask = (its.to(self.device, torch.int64) for its in (ids, mask))
         inputs = model_inputs(
             self.model, ids, mask, None if types is None else types.to(self.device)
         )
-        with torch.inference_mode():
+        asked = [layer_of(signal) for signal in layers if not isinstance(signal, int)]
+        with torch.inference_mode(), captured_qkv(self.model, asked) as found:
             out = self.model(**inputs, output_hidden_states=bool(layers))
             logits = logits_of(out)[..., self.label_mapping].float()
-        return logits, {layer: out.hidden_states[layer] for layer in layers}
+        states: dict[Signal, Tensor] = {
+            its: out.hidden_states[its] if isinstance(its, int) else found[layer_of(its)]
+            for its in layers
+        }
+        return logits, states
 
 
 def load_teacher(model: str, task: Task, dtype: torch.dtype, device: str = "cpu") -> Teacher:

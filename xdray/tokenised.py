@@ -9,6 +9,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+Signal = int | str
+"""What is recorded of the teacher: hidden states of a layer (its number, 0 for the embeddings), or
+"qkv-6": queries, keys and values of layer 6, one after the other."""
+
+
+def qkv(layer: int) -> Signal:
+    """Queries, keys and values of a layer."""
+    return f"qkv-{layer}"
+
+
+def layer_of(signal: Signal) -> int:
+    """Layer that a signal is of."""
+    return signal if isinstance(signal, int) else int(signal.rpartition("-")[2])
+
 
 class HiddenValues(Protocol):
     """Hidden states of a shard, in whatever codec."""
@@ -30,8 +44,8 @@ class Tokens:
     """(S + 1,) where each sentence begins."""
     logits: NDArray[np.float32] | None = None
     """(N, C) of the teacher; (S, C) with `sentence_logits`."""
-    hidden: dict[int, HiddenValues] = field(default_factory=dict)
-    """Teacher layer to its states."""
+    hidden: dict[Signal, HiddenValues] = field(default_factory=dict)
+    """Teacher layer to its states; queries, keys and values too."""
     labels: NDArray[Any] | None = None
     """(N,) gold label on the first token of each word, else IGNORE_INDEX; with `sentence_labels`
     (S, ...), as the task has them."""

@@ -18,7 +18,7 @@ from xdray.batches import Batch, Loader
 from xdray.config import TrainingConfig
 from xdray.console import Console
 from xdray.learner import Learner
-from xdray.sessions import Session
+from xdray.sessions import Session, rank_0_says
 from xdray.stage_files import load_stage, save_stage, stage_folder
 from xdray.stages import Stage
 from xdray.steps import Stepper, learning_rate
@@ -66,7 +66,7 @@ class Training:
     session: Session
     console: Console
     on_epoch: Callable[[dict[str, Any]], None] | None = None
-    """Told after each epoch: stage, epoch, done (share of all planned), dev (None: no head yet)."""
+    """Told after each epoch: stage, epoch, done (of all planned), dev (None: no head yet)."""
 
 
 def run_stages(student: Learner, training: Training) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ def run_stages(student: Learner, training: Training) -> list[dict[str, Any]]:
             row = _StageRun(student, training, index).run()
             if session.rank == 0:
                 save_stage(student, training.folder / stage_folder(index, stage), row)
-            _rank_0_says(True, session)  # it is on the disk
+            rank_0_says(session, True)  # it is on the disk
         rows.append(row)
     return rows
 
@@ -126,6 +126,8 @@ class _StageRun:
         if stage.new_head:
             self.student.reset_head(training.seed)
         self.stepper = Stepper(self.student, stage, training.task, training.settings, self.session)
+        if any(term.normalise for term in stage.terms):
+            self.stepper.normalise(self._held_out_batches())
         self.best_state = _copy_state(self.student)
         if not self._resume():
             self._score_start()
@@ -215,7 +217,7 @@ class _StageRun:
     def _save_if_due(self) -> None:
         """Rank 0's clock decides for all, since a checkpoint is a barrier."""
         due = time.monotonic() - self._last_checkpoint >= self.training.settings.checkpoint_seconds
-        if _rank_0_says(due, self.session):
+        if rank_0_says(self.session, due):
             self._save()
 
     def _end_epoch(self) -> None:
@@ -268,10 +270,13 @@ class _StageRun:
 
     def _held_out_loss(self) -> float:
         """The stage's loss on the held-out transfer sentences of all ranks."""
+        return self.stepper.held_out_loss(self._held_out_batches())
+
+    def _held_out_batches(self) -> list[Batch]:
         if self.held_out is None:
             device = self.session.device
             self.held_out = [b.to(device) for b in self.loaders["transfer"].held_out()]
-        return self.stepper.held_out_loss(self.held_out)
+        return self.held_out
 
     def _save(self) -> None:
         """Write a resumable checkpoint; every rank takes part."""
@@ -341,10 +346,3 @@ def _endless(loader: Loader, start: int) -> Iterator[Batch]:
 def _copy_state(student: Learner) -> dict[str, Tensor]:
     """Deep copy: a state_dict alone is a live reference, restoring it would do nothing."""
     return {name: value.detach().clone() for name, value in student.state_dict().items()}
-
-
-def _rank_0_says(yes: bool, session: Session) -> bool:
-    """Whether rank 0 says yes; each rank waits for the others."""
-    flag = torch.tensor([float(yes and session.rank == 0)], device=session.device)
-    session.all_sum(flag)
-    return flag.item() > 0

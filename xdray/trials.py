@@ -19,9 +19,9 @@ from xdray.errors import TrainingError
 from xdray.evaluation import measure_latency, num_parameters
 from xdray.learner import logits_of
 from xdray.learning import Lesson, learn, lesson_base
+from xdray.recipes import plan_stages
 from xdray.sessions import LocalSession
 from xdray.space import Fields, trial_config, trial_id
-from xdray.stages import plan_stages
 from xdray.starts import start_fields
 from xdray.storage import fingerprint, write_bytes_atomic
 from xdray.student import Student
@@ -40,6 +40,7 @@ class Course:
     task: Task
     num_teacher_layers: int
     teacher_width: int
+    teacher_heads: int
     targets: str
     """Fingerprint of what the teacher said."""
     data: str
@@ -74,6 +75,7 @@ class Course:
             start=start,
             view=self.config.run.folder,
             teacher_width=self.teacher_width,
+            teacher_heads=self.teacher_heads,
             folder=str(folder / "stages"),
             start_from=None,
             threads=self.threads,
