@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+from transformers import AutoModel
 
 from xdray.assessment import evaluate_model
 from xdray.config import Config
+from xdray.config_recipe import RecipeConfig
 from xdray.distillation import distill
 from xdray.errors import ConfigError
 from xdray.prediction import Predictor, predict_files, task_of_model
@@ -151,3 +154,40 @@ def test_answers_are_found_in_windows(running: Callable[..., Config], ray_sessio
         [Sentence("1", "en", TextPair("Who?", "Anna lives in Lyon."))]
     )
     assert record["pair"][record["start"] :].startswith(record["answer"])
+
+
+def test_an_encoder_is_distilled_without_labels_and_loads_as_one(
+    tiny: MakeConfig, tiny_teacher: Path, ray_session: None
+):
+    config = tiny(
+        "encoder",
+        task={"kind": "encoding"},
+        data={"train": [], "dev": [], "test": []},
+        student={"kind": "transformer", "embedding": 32, "hidden": 16, "layers": 2, "heads": 2},
+        recipe={"name": "universal", "overrides": {"representation": {"epochs": 2}}},
+        training={"epochs": 2},
+    )
+    with pytest.raises(ConfigError, match="relation_heads = 12 does not divide both widths"):
+        distill(config)
+    terms = [
+        {"loss": "hidden", "layers": "all", "split": "transfer"},
+        {"loss": "relations", "relation_heads": 4, "split": "transfer"},
+    ]
+    stages = {"name": "universal", "stages": [{"name": "representation", "terms": terms}]}
+    report = distill(config.model_copy(update={"recipe": RecipeConfig.model_validate(stages)}))
+    assert report["retention"] is None
+    assert report["targets"]["layers"] == [0, 1, 2, "qkv-2"]
+    assert report["targets"]["rows"] == report["targets"]["teacher_forward_rows"] > 0
+    (row,) = report["stages"]
+    first, last = (row["history"][at]["terms"] for at in (0, -1))
+    assert set(first) == {"hidden 0:0", "hidden 1:1", "hidden 2", "relations 2"}
+    assert sum(last.values()) < sum(first.values())
+    folder = Path(config.run.folder) / "student"
+    model: Any = AutoModel.from_pretrained(folder)
+    assert type(model).__name__ == "ElectraModel"
+    assert not any("classifier" in name or "projection" in name for name, _ in _weights(folder))
+    assert "Parameters" in (Path(config.run.folder) / "report.html").read_text()
+
+
+def _weights(folder: Path) -> Any:
+    return load_file(folder / "model.safetensors").items()

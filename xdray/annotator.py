@@ -227,7 +227,9 @@ class Annotator:
         facts["codec_error"] = codec_error
         if file.part == LOGITS:
             texts["language"] = [sentence.language for sentence in sentences]
-            flat |= {"ids": encoded.ids, "word_ids": encoded.word_ids, LOGITS: said.logits}
+            flat |= {"ids": encoded.ids, "word_ids": encoded.word_ids}
+            if len(self.task.labels):  # an encoder has none
+                flat[LOGITS] = said.logits
             facts |= {"layer": None, "codec": None, "width": len(self.task.labels)}
             facts["by_sentence"] = self.task.sentence_logits
         else:

@@ -71,6 +71,8 @@ def assess_split(
     view: what the teacher said of the split. students: by system. tokenizers: teacher's, student's.
     dev: where what is decided by was chosen; None: this is it.
     """
+    if not task.has_gold:
+        return SplitResult([], [], {}, dict.fromkeys(students), {}, {}, {}, 0)
     sentences = task.read(getattr(config.data, split), split).sentences
     gold, languages = task.golds(sentences), task.languages(sentences)
     chosen: dict[str, Any] = {}
@@ -177,8 +179,14 @@ class FinishedModel(Learner):
         raise NotImplementedError
 
 
+NO_COMPARISON = ("retention", "retention_interval", "gain", "gain_interval")
+
+
 def compare(config: Config, task: Task, test: SplitResult) -> dict[str, Any]:
     """Retention, and gain over the baseline, in the task's metric, with 95 % intervals."""
+    nothing: dict[str, Any] = dict.fromkeys(NO_COMPARISON)
+    if not task.has_gold:
+        return nothing
     values = {system: scores[task.metric] for system, scores in test.scores.items()}
     settings = Resampling(
         value=task.value,
@@ -189,10 +197,9 @@ def compare(config: Config, task: Task, test: SplitResult) -> dict[str, Any]:
     counts = {name: task.statistics(test.gold, said) for name, said in test.predicted.items()}
     interval = retention_interval(counts["teacher"], counts["student"], settings)
     result: dict[str, Any] = {
+        **nothing,
         "retention": values["student"] / values["teacher"] if values["teacher"] else None,
         "retention_interval": interval,
-        "gain": None,
-        "gain_interval": None,
     }
     if "baseline" in values:
         result["gain"] = values["student"] - values["baseline"]
@@ -265,14 +272,14 @@ def systems_report(
     costs: dict[str, Any],
 ) -> dict[str, Any]:
     """Return what the report says of teacher, student and controls. costs: of `weigh_and_time`."""
-    sizes, found = costs["sizes"], test.scores["student"]
+    sizes, found = costs["sizes"], test.scores.get("student", {})
     scores = {name: {"dev": dev.scores[name], "test": test.scores[name]} for name in test.scores}
     name = config.teacher.model or f"fine-tuned {read_header(teacher).model_type}"
     student = {
         "kind": config.student.kind,
         "shape": student_shape(config),
         **sizes["student"],
-        **scores["student"],
+        **scores.get("student", {}),
         "segmentation": {"dev": dev.segmentation, "test": test.segmentation},
     }
     languages = sorted(set(test.languages))
@@ -287,7 +294,7 @@ def systems_report(
             "pipeline": task.pipeline,
             "usage": task.usage,
         },
-        "teacher": {"name": name, **sizes["teacher"], **scores["teacher"]},
+        "teacher": {"name": name, **sizes["teacher"], **scores.get("teacher", {})},
         "student": student,
         "baseline": scores.get("baseline"),
         "hard_labels": scores.get("hard_labels"),

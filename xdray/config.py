@@ -302,6 +302,20 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _labelled_text(self) -> "Config":
+        for split in ("train", "dev", "test"):
+            if bool(getattr(self.data, split)) == (self.task.kind == "encoding"):
+                there = "is missing; it has no default"
+                if self.task.kind == "encoding":
+                    there = "is of labelled text, which task.kind: encoding does not read"
+                raise ValueError(f"data.{split} {there}")
+        if self.task.kind == "encoding" and (self.search or self.teacher.finetune):
+            raise ValueError(
+                "task.kind: encoding has no scores: no `search`, and a teacher by `model`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _search_fits(self) -> "Config":
         if self.search is None:
             return self

@@ -148,11 +148,11 @@ class TransferConfig(Section):
 class DataConfig(Section):
     """Labelled and unlabelled text."""
 
-    train: Sources = Field(min_length=1)
-    """Labelled sentences to learn from (D_l of the papers)."""
-    dev: Sources = Field(min_length=1)
+    train: Sources = []
+    """Labelled sentences to learn from (D_l of the papers); a task of kind encoding has none."""
+    dev: Sources = []
     """Labelled sentences by which every choice is made."""
-    test: Sources = Field(min_length=1)
+    test: Sources = []
     """Labelled sentences, scored once at the end."""
     transfer: TransferConfig
     """Unlabelled sentences for the teacher (D_u of the papers)."""

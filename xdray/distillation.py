@@ -31,7 +31,7 @@ from xdray.sessions import LocalSession
 from xdray.stages import Stage, needed_layers
 from xdray.starts import prepare_start
 from xdray.storage import fingerprint
-from xdray.student import check_saved, load_student, save_student
+from xdray.student import Student, check_saved, load_student, save_student
 from xdray.task import Task, load_task, with_labels
 from xdray.teacher import best_dtype, default_device, model_folder, save_finetuned
 from xdray.tokenised import Signal
@@ -231,6 +231,8 @@ def train_controls(
     """
     evaluation = run.config.evaluation
     asked = {"baseline": evaluation.baseline, "hard_labels": evaluation.hard_labels}
+    if not lesson.task.has_gold:
+        return {}
     controls = {}
     for control, loss in (("baseline", "labels"), ("hard_labels", "hard_labels")):
         if not asked[control]:
@@ -264,13 +266,17 @@ def assess(
     student = finished_student(lesson, tokenizers[1])
     systems = {"student": student}
     systems |= {name: finished_student(its, tokenizers[1]) for name, (its, _) in controls.items()}
-    run.console.say("scoring dev and test")
+    run.console.say("scoring dev and test" if task.has_gold else "saving the encoder")
     dev = assess_split(config, "dev", task, targets.dev, systems, tokenizers, None)
     test = assess_split(config, "test", task, targets.test, systems, tokenizers, dev)
     student.model.config.update(task.saved(dev.chosen["student"]))  # for predict
     save_student(student, tokenizers[1], run.path("student"))
     reloaded = load_student(run.path("student"), task.model_class)
     check_saved(student, reloaded, run.path("student"))
+    if config.recipe.name == "universal" and task.has_gold and student.projection is not None:
+        base: Any = student.model.base_model  # without the head (P2)
+        encoder = Student(base, None, student.max_length)
+        save_student(encoder, tokenizers[1], run.path("encoder"))
     costs = weigh_and_time(config, task, teacher, str(run.path("student")), reloaded)
     report: Report = {
         "job": "distill",

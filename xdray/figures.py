@@ -102,7 +102,8 @@ def plain(value: Any) -> str:
 
 def metrics_of(report: Report) -> Mapping[str, str]:
     """Return the titles of the task's metrics by name, of those that were scored."""
-    return at(report, "task.metrics") or METRICS
+    titles = at(report, "task.metrics")
+    return METRICS if titles is None else titles
 
 
 def metric_of(report: Report) -> str:
@@ -112,7 +113,8 @@ def metric_of(report: Report) -> str:
 
 def systems_of(report: Report) -> list[str]:
     """Return the systems that were scored on test: teacher, student, controls."""
-    return [system for system in SYSTEMS if at(report, f"{system}.test") is not None]
+    part = "test" if metrics_of(report) else "parameters"
+    return [system for system in SYSTEMS if at(report, f"{system}.{part}") is not None]
 
 
 def languages_of(report: Report) -> list[str]:

@@ -76,10 +76,10 @@ def model_inputs(
 
 
 def logits_of(output: Any) -> Tensor:
-    """Logits of a model with any head: of an answer (B, T, 2), start and end."""
+    """Logits of a model with any head: of an answer (B, T, 2), start and end; none: (B, 0)."""
     if "start_logits" in output:
         return torch.stack([output.start_logits, output.end_logits], dim=-1)
-    return output.logits
+    return output.logits if "logits" in output else output.last_hidden_state[:, 0, :0]
 
 
 @contextmanager

@@ -152,8 +152,9 @@ class PartFile:
             )
             for name in names
         }
+        there = {name: its for name, its in flat.items() if its.shape[1]}
         try:
-            self._fill(file, flat, lengths, alone)
+            self._fill(file, there, lengths, alone)
         except (OSError, ValueError, KeyError, IndexError) as error:
             raise self._damaged(str(error)) from error
         return flat

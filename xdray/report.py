@@ -84,6 +84,7 @@ def _without_details(system: dict[str, Any]) -> dict[str, Any]:
     scores = {
         split: {k: v for k, v in system[split].items() if not k.startswith("by_")}
         for split in ("dev", "test")
+        if split in system
     }
     return {**system, **scores}
 

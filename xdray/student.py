@@ -336,8 +336,13 @@ def check_saved(student: Student, reloaded: PreTrainedModel, folder: Path) -> No
     mask = torch.ones_like(ids)
     mask[1, ids.shape[1] // 2 :] = 0
     with torch.inference_mode():
-        saved = logits_of(reloaded(input_ids=ids, attention_mask=mask))
-        difference = (student(ids, mask)[1] - saved).abs().max().item()
+        ours, theirs = (
+            model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+            for model in (student.model, reloaded)
+        )
+        pairs = [(logits_of(ours), logits_of(theirs))]
+        pairs += [(ours.hidden_states[-1], theirs.hidden_states[-1])]
+        difference = max(float((a - b).abs().amax()) for a, b in pairs if a.numel())
     if not difference <= 1e-5:
         raise ExportError(
             f"{folder}: the reloaded student's logits differ by {difference:.2g}, expected none; "

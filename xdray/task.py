@@ -84,6 +84,8 @@ class Task(abc.ABC):
     """Whether losses see special tokens too."""
     named_labels: ClassVar[bool] = True
     """Whether labels have names that teacher and data must agree on."""
+    has_gold: ClassVar[bool] = True
+    """Whether there is labelled text to learn from and score on."""
     has_classes: ClassVar[bool] = True
     """Whether logits are scores of classes: soft targets and hard labels make sense."""
 

@@ -147,18 +147,25 @@ def load_teacher(model: str, task: Task, dtype: torch.dtype, device: str = "cpu"
             f"{model}: no model for {task.kind} can be loaded from it: "
             f"{' '.join(str(error).split())}; expected what save_pretrained writes"
         ) from error
-    if missing := sorted(report["missing_keys"]):
+    if missing := _missing(task, report):
         raise ConfigError(
             f"{model}: its weights lack {', '.join(missing[:3])}: an encoder without a fine-tuned "
             f"head for {task.kind}; name it as teacher.finetune.encoder, or a fine-tuned one as "
             "teacher.model"
         )
-    mapping = list(range(len(task.labels or header_of(loaded))))
-    if task.named_labels and task.labels:
+    mapping = list(range(len(task.labels)))
+    if task.named_labels and not task.labels:
+        mapping = list(range(len(header_of(loaded))))
+    elif task.named_labels:
         mapping = task.labels.mapping_from(
             task.teacher_labels or header_of(loaded), f"teacher {model}"
         )
     return Teacher(loaded.to(device).eval(), mapping, str(device))
+
+
+def _missing(task: Task, report: Any) -> list[str]:
+    """Weights that are not there; an encoder alone does without the pooler above it."""
+    return sorted(k for k in report["missing_keys"] if task.has_gold or "pooler" not in k)
 
 
 def header_of(model: PreTrainedModel) -> list[str]:
