@@ -61,7 +61,7 @@ ROWS = (
     ("evaluation", "annotator", "starts", "steps"),
     ("training",),
     ("learning", "annotation", "planning", "prediction", "report"),
-    ("assessment", "trials", "search_report"),
+    ("assessment", "trials", "search_report", "suite"),
     ("distillation", "trial_pool"),
     ("search", "search_plan", "export", "benchmark"),
     ("cli",),

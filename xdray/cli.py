@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_run_verbs(verbs)
     _add_evaluate(verbs)
+    _add_suite(verbs)
     _add_predict(verbs)
     _add_targets(verbs)
     _add_sample(verbs)
@@ -100,6 +101,25 @@ def _add_evaluate(verbs: Any) -> None:
     parser.add_argument("--model", help="folder; default: the run's student")
     parser.add_argument("--split", choices=("train", "dev", "test"), default="dev")
     parser.set_defaults(run=_evaluate)
+
+
+def _add_suite(verbs: Any) -> None:
+    about = "fine-tune encoders on several tasks over seeds, in one table"
+    parser = verbs.add_parser("evaluate_suite", help=about, description=about)
+    parser.add_argument(
+        "tasks", nargs="+", help="config files with teacher.finetune, and section.key=value for all"
+    )
+    parser.add_argument(
+        "--encoder",
+        action="append",
+        required=True,
+        metavar="NAME=MODEL",
+        help="a folder, a Hub name or package:NAME/FOLDER; fresh:MODEL for random weights",
+    )
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--replicas", type=int, default=1, help="fine-tunings at once")
+    parser.add_argument("--output", required=True, help="folder")
+    parser.set_defaults(run=_suite)
 
 
 def _add_predict(verbs: Any) -> None:
@@ -199,6 +219,23 @@ def _evaluate(args: argparse.Namespace) -> Result:
     from xdray.assessment import evaluate_model
 
     return evaluate_model(_config(args), args.model, args.split)
+
+
+def _suite(args: argparse.Namespace) -> Result:
+    from xdray.suite import evaluate_suite
+
+    args.run_dir = args.output
+    encoders = dict(its.partition("=")[::2] for its in args.encoder)
+    wrong = [name for name, model in encoders.items() if not model]
+    if wrong or args.seeds < 1:
+        raise XdrayError(
+            f"--encoder {wrong[0]}: expected NAME=MODEL"
+            if wrong
+            else f"--seeds {args.seeds}: expected 1 or more"
+        )
+    overrides = [its for its in args.tasks if "=" in its]
+    tasks = [its for its in args.tasks if "=" not in its]
+    return evaluate_suite(encoders, tasks, args.seeds, args.output, args.replicas, overrides)
 
 
 def _predict(args: argparse.Namespace) -> Result:

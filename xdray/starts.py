@@ -69,6 +69,7 @@ def prepare_start(
     tokenizer.save_pretrained(folder)
     if config.student.kind == "encoder":
         _save_encoder(config.student, teacher, torch.from_numpy(teacher_ids), folder)
+        tokenizer.save_pretrained(folder / "encoder")  # a whole model: what is not distilled
     elif config.student.embedding_init == "svd":
         embeddings = svd_embeddings(table, config.student.embedding, torch.from_numpy(teacher_ids))
         save_file({"embeddings": embeddings}, folder / "embeddings.safetensors")
