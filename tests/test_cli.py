@@ -1,6 +1,7 @@
 """The command line: exit status, one line on stderr, and JSON as the last line of stdout."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,15 @@ def test_a_word_that_is_no_override_is_a_usage_error(config: str):
 def test_options_may_stand_before_overrides(config: str, capsys: pytest.CaptureFixture[str]):
     assert main(["distill", config, "--plan", "student.hidden=9"]) == 0
     capsys.readouterr()
+
+
+def test_text_whose_targets_no_disk_can_hold_is_refused_before_anything_starts(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "huge.txt"
+    path.write_text("Anna lives in Lyon .\n" * 2000, encoding="utf-8")
+    os.truncate(path, 1 << 43)  # a hole: 8 TiB that take no room
+    assert main(["distill", config, f"data.transfer.sources={path}"]) == 1
+    line, _ = _last(capsys)
+    assert "GiB, its disk has" in line["error"]["message"]
+    assert not (tmp_path / "run" / "plan.json").exists()

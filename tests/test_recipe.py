@@ -49,7 +49,14 @@ def test_text_goes_in_and_a_scored_student_comes_out(
     assert report["compression"] == pytest.approx(
         report["teacher"]["parameters"] / report["student"]["parameters"]
     )
-    for name in ("config.yaml", "targets.json", "report.html", "report.json", "log.txt"):
+    for name in (
+        "config.yaml",
+        "plan.json",
+        "targets.json",
+        "report.html",
+        "report.json",
+        "log.txt",
+    ):
         assert (folder / name).is_file(), name
     assert json.loads((folder / "report.json").read_text()).keys() >= summary(report).keys()
     # the saved student scores what the report says, by another path

@@ -23,7 +23,7 @@ from xdray.learning import (
     learn,
     lesson_base,
 )
-from xdray.planning import check_plan
+from xdray.planning import check_plan, make_plan
 from xdray.recipes import finetune_stage, label_stage, plan_stages
 from xdray.report import loading_example, model_card, summary_table, write_report
 from xdray.runs import Run, open_run
@@ -64,6 +64,8 @@ def distill(config: Config, *, fresh: bool = False) -> Report:
         if run.path("trials").is_dir():
             raise ConfigError(f"{run.folder} is the folder of a search; name another run.folder")
         header = check_plan(config)
+        if run.read_json("plan.json") is None:
+            run.write_json("plan.json", make_plan(config))  # refuses what the disk cannot hold
         stages = plan_stages(config, header.num_layers)
         corpus = read_corpus(run)
         teacher = make_teacher(run, cluster, corpus)  # fine-tuned here, or the folder given
