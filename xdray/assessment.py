@@ -32,7 +32,7 @@ from xdray.learning import Scorer
 from xdray.sessions import LocalSession
 from xdray.student import load_student
 from xdray.targets import TargetView
-from xdray.task import Task, load_task, with_labels
+from xdray.task import Reading, Task, load_task, with_labels
 from xdray.teacher import load_teacher
 from xdray.tokens import load_tokenizer
 from xdray.vocabulary import compare_segmentation
@@ -85,14 +85,15 @@ def assess_split(
 
     tokens, _ = task.tokens(tokenizers[0], sentences)
     logits = teacher_logits(view)
-    teacher = (logits, tokens, decide("teacher", task.decode(logits, tokens, sentences)))
+    said = decide("teacher", task.decode(logits, tokens, sentences))
+    teacher = Reading(logits, tokens, said)
     scorer = Scorer(sentences, tokenizers[1], task, LocalSession(None))
     alike: dict[str, Any] = {}
     for system, student in students.items():
         logits = scorer.logits(student)
         said = decide(system, task.decode(logits, scorer.tokens, sentences))
         if system == "student":
-            alike = task.agreement(teacher, (logits, scorer.tokens, said), sentences)
+            alike = task.agreement(teacher, Reading(logits, scorer.tokens, said), sentences)
     words = [words_of(sentence.content, task.word_rule) for sentence in sentences]
     return SplitResult(
         gold=gold,

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,16 @@ if TYPE_CHECKING:
 
 Scores = dict[str, Any]
 FOLDER = Path(__file__).with_name("tasks")
+
+
+class Reading(NamedTuple):
+    """What a model made of a split."""
+
+    logits: NDArray[np.float32]
+    """(N, C) or (S, C)."""
+    tokens: Tokens
+    said: Sequence[Any]
+    """(U,) decided predictions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,16 +260,10 @@ class Task(abc.ABC):
         """The metric of sums (..., K) of statistics: (...)."""
 
     def agreement(
-        self,
-        teacher: tuple[NDArray[np.float32], Tokens, Sequence[Any]],
-        student: tuple[NDArray[np.float32], Tokens, Sequence[Any]],
-        sentences: Sequence[Sentence],
+        self, teacher: Reading, student: Reading, sentences: Sequence[Sentence]
     ) -> dict[str, Any]:
-        """How far the student says what the teacher says, gold aside.
-
-        Each side: logits, tokens, decided predictions of the same sentences.
-        """
-        same = [a == b for a, b in zip(teacher[2], student[2], strict=True)]
+        """How far the student says what the teacher says of the same sentences, gold aside."""
+        same = [a == b for a, b in zip(teacher.said, student.said, strict=True)]
         return {"equal": sum(same) / max(1, len(same)), "units": len(same)}
 
     # prediction

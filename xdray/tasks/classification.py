@@ -15,7 +15,7 @@ from xdray.labels import LabelSet
 from xdray.places import Place, Row
 from xdray.readers import class_names
 from xdray.sentences import Sentence
-from xdray.task import Scores, Task
+from xdray.task import Reading, Scores, Task
 from xdray.tokenised import Tokens
 
 if TYPE_CHECKING:
@@ -174,15 +174,12 @@ class Classification(Task):
         return np.where(units > 0, result, np.nan)
 
     def agreement(
-        self,
-        teacher: tuple[NDArray[np.float32], Tokens, Sequence[Any]],
-        student: tuple[NDArray[np.float32], Tokens, Sequence[Any]],
-        sentences: Sequence[Sentence],
+        self, teacher: Reading, student: Reading, sentences: Sequence[Sentence]
     ) -> dict[str, Any]:
         """Equal answers; KL where classes exclude each other."""
         if self.settings.multi_label:
             return super().agreement(teacher, student, sentences)
-        return class_agreement(teacher[0], student[0])
+        return class_agreement(teacher.logits, student.logits)
 
     def described(self, logits: NDArray[np.float32]) -> list[dict[str, Any]]:
         """Labels with their probabilities, the best first; with one label a sentence, one."""

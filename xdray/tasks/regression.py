@@ -13,7 +13,7 @@ from xdray.errors import ConfigError, CorpusError
 from xdray.labels import LabelSet
 from xdray.places import Row
 from xdray.sentences import Sentence
-from xdray.task import Task
+from xdray.task import Reading, Task
 from xdray.tokenised import Tokens
 
 if TYPE_CHECKING:
@@ -109,13 +109,13 @@ class Regression(Task):
         return np.where(n > 1, np.nan_to_num(result), np.nan)
 
     def agreement(
-        self,
-        teacher: tuple[NDArray[np.float32], Tokens, Sequence[Any]],
-        student: tuple[NDArray[np.float32], Tokens, Sequence[Any]],
-        sentences: Sequence[Sentence],
+        self, teacher: Reading, student: Reading, sentences: Sequence[Sentence]
     ) -> dict[str, Any]:
         """Correlation of the two, and root of their mean squared difference."""
-        ours, theirs = teacher[0][:, 0].astype(np.float64), student[0][:, 0].astype(np.float64)
+        ours, theirs = (
+            teacher.logits[:, 0].astype(np.float64),
+            student.logits[:, 0].astype(np.float64),
+        )
         return {
             **self.figures(ours.tolist(), theirs.tolist()),
             "rms_difference": float(np.sqrt(np.mean((ours - theirs) ** 2))),

@@ -21,7 +21,7 @@ from xdray.labels import IGNORE_INDEX, OUTSIDE, LabelSet, tag_set
 from xdray.places import Row
 from xdray.sentences import Content, Sentence, text_of
 from xdray.tagged import read_tagged
-from xdray.task import Scores, Task, head_of
+from xdray.task import Reading, Scores, Task, head_of
 from xdray.tokenised import Tokens
 from xdray.tokens import Encoded, encode, is_first
 from xdray.words import split_words, words_of
@@ -156,16 +156,11 @@ class Tagging(Task):
         return self.metric == "mean_language_f1"
 
     def agreement(
-        self,
-        teacher: tuple[NDArray[np.float32], Tokens, Sequence[Any]],
-        student: tuple[NDArray[np.float32], Tokens, Sequence[Any]],
-        sentences: Sequence[Sentence],
+        self, teacher: Reading, student: Reading, sentences: Sequence[Sentence]
     ) -> dict[str, Any]:
         """Over the words that both could read."""
         counts = self._num_words(sentences)
-        ours, theirs = (
-            word_logits(logits, tokens, counts) for logits, tokens, _ in (teacher, student)
-        )
+        ours, theirs = (word_logits(its.logits, its.tokens, counts) for its in (teacher, student))
         both = np.isfinite(ours[:, 0]) & np.isfinite(theirs[:, 0])
         found = class_agreement(ours[both], theirs[both])
         return {"equal_tags": found["equal"], "mean_kl": found["mean_kl"], "words": found["units"]}
