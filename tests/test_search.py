@@ -270,3 +270,18 @@ def test_a_line_cut_off_by_a_kill_does_not_end_a_search(searching: MakeConfig, r
     reports = next(Path(config.run.folder).glob("trials/*/reports.jsonl"))
     reports.write_text(reports.read_text() + '{"stage": "log')
     assert tune(config)["trials"]["finished"] == 2
+
+
+@pytest.mark.slow
+def test_a_trial_may_have_several_workers(searching: MakeConfig, ray_session: None):
+    config = searching("workers", trials=2)
+    training = config.training.model_copy(update={"workers": 2})
+    report = tune(config.model_copy(update={"training": training}))
+    assert report["trials"]["finished"] == 2, [
+        t.get("error") for t in all_trials(config.run.folder)
+    ]
+    alone = tune(searching("alone", trials=2))
+    scores = [[trial["score"] for trial in all_trials(its["run_dir"])] for its in (report, alone)]
+    assert scores[0] == pytest.approx(scores[1], abs=0.05)  # the same steps, but for dropout
+    lines = [trial["reports"] for trial in all_trials(config.run.folder)]
+    assert all(reports for reports in lines)

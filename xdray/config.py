@@ -200,7 +200,7 @@ class TrainingConfig(Section):
 
     workers: int | Literal["auto"] = "auto"
     """Ray Train workers. 0: in this process. auto: 0 where there is no more than one accelerator,
-    else one a GPU."""
+    else one a GPU. In a search each trial has so many; auto: one process a trial."""
     epochs: int = Field(default=10, gt=0)
     """At most so many passes of a stage over its split; with unfreezing, of its last sub-step."""
     partial_epochs: int | None = Field(default=None, gt=0)
@@ -322,11 +322,6 @@ class Config(Section):
         timed = "latency_ms" in self.search.objectives or self.search.max_latency_ms is not None
         if timed and not self.evaluation.latency:
             raise ValueError("search by latency needs evaluation.latency: true")
-        if self.training.workers not in ("auto", 0, 1):
-            raise ValueError(
-                f"training.workers = {self.training.workers}: a trial trains in one process; leave "
-                "it at auto, the search runs trials side by side"
-            )
         return self
 
     @model_validator(mode="after")

@@ -5,22 +5,25 @@ next, and ASHA ends trials that are behind. All that must survive is in the tria
 same command goes on after a kill, and a search with more trials starts from those that are there.
 """
 
+import json
 import os
 import pickle
 import shutil
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from xdray.assessment import teacher_scores
-from xdray.cluster import Cluster, plan_resources
+from xdray.cluster import Cluster, fit_on_workers, plan_resources
 from xdray.config import Config
 from xdray.configfile import load_config, with_fields
 from xdray.distillation import Corpus, annotate_all, distill, make_teacher, read_corpus, settled
 from xdray.errors import ConfigError
 from xdray.fronts import pareto_front
 from xdray.header import ModelHeader
+from xdray.learning import Lesson
 from xdray.planning import check_plan, check_student
 from xdray.recipes import plan_stages
 from xdray.runs import Run, open_run
@@ -32,10 +35,13 @@ from xdray.targets import TargetView
 from xdray.tokenised import Signal
 from xdray.tokens import fingerprint as tokenizer_fingerprint
 from xdray.tokens import load_tokenizer
-from xdray.trial_pool import TrialPool, concurrency, search_of, shown, trials_of
+from xdray.trial_pool import TrialPool, concurrency, search_of, shown, trials_of, workers_of
 from xdray.trials import (
     ENDED,
     Course,
+    Report,
+    learn_here,
+    learn_in_trial,
     objectives_of,
     run_trial,
     start_key,
@@ -49,6 +55,9 @@ SETTINGS = {  # Tune's own files serve nobody here; its prints are replaced by o
     "TUNE_RESULT_BUFFER_LENGTH": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end the search as if it had finished
 }
+
+
+POLL_SECONDS = 0.5
 
 
 def tune(config: Config, *, fresh: bool = False) -> dict[str, Any]:
@@ -192,8 +201,10 @@ def run_trials(pool: TrialPool, cluster: Cluster) -> None:
             grace_period=max(1, int(100 * search.grace)),
             reduction_factor=search.reduction,
         )
-    resources = {"cpu": 1.0}
-    if plan_resources(course.config, None).available.gpus:
+    several = workers_of(course.config) > 0
+    # several workers ask for CPUs of their own; Tune refuses a trial that holds nothing
+    resources = {"memory": 1.0} if several else {"cpu": 1.0}
+    if plan_resources(course.config, None).available.gpus and not several:
         resources["gpu"] = search.gpus_per_trial
     trainable = tune.with_parameters(_trial, course=course, folder=str(Path.cwd()))
     tune.Tuner(
@@ -205,7 +216,7 @@ def run_trials(pool: TrialPool, cluster: Cluster) -> None:
             scheduler=scheduler,
             num_samples=pool.remaining,
             max_concurrent_trials=at_once,
-            reuse_actors=True,
+            reuse_actors=not several,  # ended with its actor, a trial's workers end too
         ),
         run_config=tune.RunConfig(
             name=f"{time.time_ns():x}",
@@ -227,9 +238,40 @@ def _trial(values: dict[str, Any], course: Course, folder: str) -> None:
     def report(line: dict[str, Any]) -> None:
         tune.report({"score": line["score"], "percent": min(99, int(100 * line["done"]))})
 
-    end = run_trial(course, values["fields"], report)
+    fit = _learn_on_workers if workers_of(course.config) else learn_here
+    end = run_trial(course, values["fields"], report, fit)
     trim_memory()  # the next trial comes to this process
     tune.report({"score": end["score"] or 0.0, "percent": 100, "status": end["status"]})
+
+
+def _learn_on_workers(lesson: Lesson, report: Report) -> list[dict[str, Any]]:
+    """Train the student of a trial in a Ray Train run of its own, telling its epochs as they end.
+
+    The run is waited for in a thread, since Tune hears a trial only in the thread that it started.
+    """
+    plan = plan_resources(lesson.config, None)
+    path = Path(lesson.config.run.folder) / "reports.jsonl"
+    told = len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
+    with ThreadPoolExecutor(1) as pool, Cluster(lesson.config.cluster) as cluster:
+        fitting = pool.submit(
+            fit_on_workers,
+            cluster,
+            learn_in_trial,
+            lesson,
+            plan,
+            storage=str((Path(lesson.folder) / "ray").resolve()),
+            name="train",
+            max_failures=lesson.config.training.max_failures,
+        )
+        while True:
+            done = bool(wait([fitting], POLL_SECONDS).done)
+            text = path.read_text(encoding="utf-8") if path.is_file() else ""
+            lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            for line in lines[told:]:
+                report(json.loads(line))
+            told = max(told, len(lines))
+            if done:
+                return fitting.result()
 
 
 def _searcher(pool: TrialPool) -> Any:

@@ -219,13 +219,24 @@ def search_of(config: Config) -> SearchConfig:
 
 def concurrency(config: Config) -> tuple[int, int]:
     """Trials at once, and threads of each."""
-    there, search = plan_resources(config, None).available, search_of(config)
+    plan, search = plan_resources(config, None), search_of(config)
+    there, workers = plan.available, workers_of(config)
     threads = config.cluster.threads or 1
+    if workers:
+        fit = there.gpus // workers if there.gpus else there.cpus // workers
+        at_once = fit if search.concurrent == "auto" else search.concurrent
+        return max(1, int(at_once)), plan.threads_per_worker
     if search.concurrent != "auto":
         return search.concurrent, config.cluster.threads or max(1, there.cpus // search.concurrent)
     if there.gpus:
         return max(1, int(there.gpus / search.gpus_per_trial)), threads
     return max(1, there.cpus // threads), threads
+
+
+def workers_of(config: Config) -> int:
+    """Ray Train workers of a trial; 0: it trains in its own process."""
+    asked = config.training.workers
+    return asked if asked != "auto" and asked > 1 else 0
 
 
 def shown(fields: Mapping[str, Any]) -> str:

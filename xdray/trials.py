@@ -20,7 +20,7 @@ from xdray.evaluation import measure_latency, num_parameters
 from xdray.learner import logits_of
 from xdray.learning import Lesson, learn, lesson_base
 from xdray.recipes import plan_stages
-from xdray.sessions import LocalSession
+from xdray.sessions import LocalSession, Session
 from xdray.space import Fields, trial_config, trial_id
 from xdray.starts import start_fields
 from xdray.storage import fingerprint, write_bytes_atomic
@@ -131,35 +131,58 @@ def student_costs(student: Student, length: int | None) -> dict[str, Any]:
     return costs
 
 
-def run_trial(
-    course: Course, fields: Fields, report: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
-    """Train the student of a trial in this process; returns its end, which is in trial.json too.
+Report = Callable[[dict[str, Any]], object]
 
-    report: told after each epoch that had a score on dev: score, done (share of planned epochs). An
-    error ends the trial, not the search: it is in the result.
+
+def learn_in_trial(
+    lesson: Lesson, session: Session, report: Report | None = None
+) -> list[dict[str, Any]]:
+    """Train the student of a trial; rank 0 writes a line of reports.jsonl for each scored epoch.
+
+    report: told the same in this process: score, done (share of planned epochs).
     """
     started = time.monotonic()
-    folder = course.folder(fields)
-    metric = course.task.metric
+    path = Path(lesson.config.run.folder) / "reports.jsonl"
 
     def on_epoch(told: dict[str, Any]) -> None:
-        if told["dev"] is None:
+        if told["dev"] is None or session.rank > 0:
             return
         line = {
             "stage": told["stage"],
             "epoch": told["epoch"],
             "done": round(told["done"], 4),
-            "score": told["dev"][metric],
+            "score": told["dev"][lesson.task.metric],
             "seconds": round(time.monotonic() - started, 2),
         }
-        with (folder / "reports.jsonl").open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        report(line)
+        if report is not None:
+            report(line)
 
+    return learn(lesson, session, on_epoch)
+
+
+def learn_here(lesson: Lesson, report: Report) -> list[dict[str, Any]]:
+    """Train the student of a trial in this process."""
+    return learn_in_trial(lesson, LocalSession(Path(lesson.folder)), report)
+
+
+def run_trial(
+    course: Course,
+    fields: Fields,
+    report: Report,
+    fit: Callable[[Lesson, Report], list[dict[str, Any]]] = learn_here,
+) -> dict[str, Any]:
+    """Train the student of a trial; returns its end, which is in trial.json too.
+
+    report: told after each epoch that had a score on dev. fit: where it is trained. An error ends
+    the trial, not the search: it is in the result.
+    """
+    started = time.monotonic()
+    folder = course.folder(fields)
+    metric = course.task.metric
     try:
-        lesson = course.lesson(fields)
-        rows = learn(lesson, LocalSession(folder / "stages"), on_epoch)
+        rows = fit(course.lesson(fields), report)
         scored = [row["dev"] for row in rows if row["dev"]]
         if not scored:
             raise TrainingError("no stage trains the head, so there is no score")
