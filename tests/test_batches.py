@@ -1,6 +1,7 @@
 """Batches: budgets, padding, held-out sentences, and the same plan on every rank."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xdray.batches import BatchPlan, Loader, collate, id_draws
+from xdray.batches import BatchPlan, collate, id_draws
 from xdray.labels import IGNORE_INDEX
+from xdray.loader import Loader
 from xdray.padding import token_budget_batches
 from xdray.tokenised import Signal, Tokens
 
@@ -33,6 +35,14 @@ class Shards:
 
     def shard_ids(self) -> list[str]:
         return [f"shard-{number}" for number in range(len(self._lengths))]
+
+    forwarded = 0
+
+    def read(self, shards: Sequence[int], layers: Sequence[Signal]) -> Generator[Tokens]:
+        yield from (self.load(shard, layers) for shard in shards)
+
+    def read_rows(self, parts: Sequence[Any], layers: Sequence[Signal]) -> Iterator[Any]:
+        yield from ((self.load(shard, layers), rows) for shard, rows in parts)
 
     def load(self, shard: int, layers: Sequence[Signal]) -> Tokens:
         self.loaded.append(shard)
@@ -58,6 +68,29 @@ def test_batches_keep_every_sentence_once_and_the_budget(lengths: list[int], bud
 def test_a_half_full_batch_ends_where_sentences_get_longer():
     batches = token_budget_batches(np.array([4] * 6 + [5] * 10), budget=40)
     assert [len(batch) for batch in batches] == [6, 8, 2]
+
+
+def test_ranks_with_shards_of_their_own_take_equal_steps_and_see_all():
+    sources = [Shards([LENGTHS[0], LENGTHS[2]]), Shards([LENGTHS[3]])]
+    plans = [_plan(source) for source in sources]
+    loaders = [
+        Loader(plan, (), 0, None, others=tuple(p for p in plans if p is not plan)) for plan in plans
+    ]
+    shares = [list(loader.batches(epoch=0)) for loader in loaders]
+    assert len(shares[0]) == len(shares[1]) == max(plan.num_steps(0) for plan in plans)
+    assert plans[1].num_steps(0) < plans[0].num_steps(0)
+    for share, source in zip(shares, sources, strict=True):
+        every = [
+            tokens
+            for number in range(len(source.shard_ids()))
+            for tokens in [source.load(number, ())]
+        ]
+        assert _seen(share) == sorted(
+            int(token) for tokens in every for token in tokens.ids[tokens.word_ids >= 0]
+        )
+    late = list(loaders[1].batches(epoch=0, start=len(shares[0]) - 1))
+    assert len(late) == 1
+    assert len(late[0].kept) == 0
 
 
 def test_a_batch_above_the_multiple_holds_one_and_loses_no_sentence():

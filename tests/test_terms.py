@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import AutoModelForTokenClassification
 
 from xdray.batches import Batch, collate
+from xdray.checks import check_plan
 from xdray.config import Config, StudentConfig
 from xdray.configfile import make_config
 from xdray.errors import ConfigError
 from xdray.labels import LabelSet
 from xdray.learner import Wanted
 from xdray.losses import attention_loss, attention_maps, relation_loss
-from xdray.planning import check_plan
 from xdray.recipes import plan_stages
 from xdray.sessions import LocalSession
 from xdray.stages import LAST, compared_layers, needed_layers

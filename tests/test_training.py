@@ -1,6 +1,6 @@
 """The loop: exact resume, the best state, the schedule, freezing, and what ends in an error."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,18 @@ import pytest
 import torch
 from conftest import tagging_task
 
-from xdray.batches import BatchPlan, Loader, Tokens
+from xdray.batches import BatchPlan
 from xdray.config import Config, StudentConfig
 from xdray.configfile import make_config
 from xdray.console import Console
 from xdray.errors import TrainingError
 from xdray.labels import LabelSet
+from xdray.loader import Loader
 from xdray.recipes import plan_stages
 from xdray.sessions import LocalSession
 from xdray.stages import chain_keys
 from xdray.student import Student, build_student
+from xdray.tokenised import Tokens
 from xdray.training import Training, run_stages
 
 LABELS = LabelSet(("O", "B-LOC", "I-LOC"))
@@ -59,8 +61,13 @@ class Text:
     def shard_ids(self) -> list[str]:
         return ["a", "b"]
 
-    def load(self, shard: int, layers: Sequence[Any]) -> Tokens:
-        return self.shards[shard]
+    forwarded = 0
+
+    def read(self, shards: Sequence[int], layers: Sequence[Any]) -> Generator[Tokens]:
+        yield from (self.shards[shard] for shard in shards)
+
+    def read_rows(self, parts: Sequence[Any], layers: Sequence[Any]) -> Iterator[Any]:
+        yield from ((self.shards[shard], rows) for shard, rows in parts)
 
 
 def _config(**sections: Any) -> Config:

@@ -8,9 +8,13 @@ from typing import Any
 
 from xdray.annotator import Annotator
 from xdray.cluster import Cluster, map_shards, plan_resources
+from xdray.config import Config
 from xdray.corpus import Sentence, Shard, inline_shards
 from xdray.errors import TargetsError
+from xdray.reading import own_tokenizer, read_lengths, write_own_tokens
+from xdray.resources import ResourcePlan
 from xdray.runs import Run
+from xdray.sources import Stream
 from xdray.targets import AnnotateTask, TargetStore, TargetView, hidden_part
 from xdray.task import Task
 from xdray.teacher import best_dtype, teacher_fingerprint
@@ -23,6 +27,9 @@ class Annotated:
     """Views of what the teacher said, and what it cost."""
 
     transfer: TargetView
+    """Of lengths alone where it is streamed."""
+    stream: Stream | None
+    """The teacher's actors, where they work while students learn."""
     dev: TargetView
     test: TargetView
     facts: dict[str, Any]
@@ -43,12 +50,15 @@ def annotate(
     """Forward all shards that the store lacks, in one pool of teacher actors.
 
     layers: hidden layers that the stages imitate; of dev and test (`scored`) only logits are kept.
+    Where delivery is streamed only dev and test are forwarded here.
     """
     started = time.monotonic()
     config = run.config
     store = open_store(run, teacher, task)
+    own = own_tokenizer(config, teacher)
+    streamed = config.targets.delivery == "streamed"
     parts = ["logits", *(hidden_part(layer, config.targets.codec) for layer in layers)]
-    tasks = [AnnotateTask(shard, layers) for shard in transfer]
+    tasks = [] if streamed else [AnnotateTask(shard, layers) for shard in transfer]
     inline = {
         split: inline_shards(list(s), config.targets.shard_sentences) for split, s in scored.items()
     }
@@ -56,14 +66,23 @@ def annotate(
     receipts = _forward_missing(run, cluster, teacher, task, store, tasks)
     seconds = time.monotonic() - started
     views = {
-        "transfer": _view(run, store, "transfer", transfer, parts),
-        **{split: _view(run, store, split, shards, ["logits"]) for split, shards in inline.items()},
+        split: _view(run, store, split, shards, ["logits"]) for split, shards in inline.items()
     }
+    stream = None
+    if streamed:
+        views["transfer"] = read_lengths(run, cluster, teacher, own, task, store, transfer)
+        stream = make_stream(run, teacher, own, task, store, transfer)
+    else:
+        text = "logits"
+        if own is not None:
+            text = write_own_tokens(run, cluster, teacher, own, task, store, transfer)
+        views["transfer"] = _view(run, store, "transfer", transfer, parts, text)
     transfer_ids = {shard.shard_id for shard in transfer}
     mine = [r for r in receipts if r["shard_id"] in transfer_ids]
     rows = sum(shard.rows for shard in transfer)
     facts = {
         "store": config.targets.store,
+        "delivery": config.targets.delivery,
         "key": store.key,
         "layers": list(layers),
         "codec": config.targets.codec,
@@ -80,7 +99,7 @@ def annotate(
         "shards": len(transfer),
     }
     others = sum(r["forwarded"] for r in receipts if r["shard_id"] not in transfer_ids)
-    return Annotated(views["transfer"], views["dev"], views["test"], facts, others)
+    return Annotated(views["transfer"], stream, views["dev"], views["test"], facts, others)
 
 
 def open_store(run: Run, teacher: str, task: Task) -> TargetStore:
@@ -125,15 +144,8 @@ def _forward_missing(
         f"targets: {total} sentences in {len(missing)} of {len(tasks)} shards to forward, "
         f"{plan.replicas} teacher actor(s), {store.identity['dtype']}"
     )
-    kwargs = {
-        "model": str(teacher),
-        "task": task,
-        "store": store,
-        "batch_tokens": config.teacher.batch_tokens,
-        "codec": config.targets.codec,
-        "threads": plan.threads_per_replica,
-        "device": "cuda" if plan.gpus_per_replica else "cpu",
-    }
+    store.prepare()
+    kwargs = _actor_kwargs(config, teacher, task, store, plan)
     receipts, done = [], 0
     run.console.progress("targets", 0, total, "sentences")
     for receipt in map_shards(cluster, Annotator, kwargs, missing, plan):
@@ -148,11 +160,41 @@ def _forward_missing(
     return receipts
 
 
+def _actor_kwargs(
+    config: Config, teacher: str, task: Task, store: TargetStore, plan: ResourcePlan
+) -> dict[str, Any]:
+    return {
+        "model": teacher,
+        "task": task,
+        "store": store,
+        "batch_tokens": config.teacher.batch_tokens,
+        "codec": config.targets.codec,
+        "threads": plan.threads_per_replica,
+        "device": "cuda" if plan.gpus_per_replica else "cpu",
+    }
+
+
+def make_stream(
+    run: Run, teacher: str, own: str | None, task: Task, store: TargetStore, shards: Sequence[Shard]
+) -> Stream:
+    """Name what the actors of a stream are made from; starts none."""
+    config = run.config
+    plan = plan_resources(config, None)
+    kwargs = _actor_kwargs(config, teacher, task, store, plan)
+    kwargs |= {"own": own, "pieces": config.tokens.pieces}
+    return Stream(tuple(shards), kwargs, plan, config.cluster)
+
+
 def _view(
-    run: Run, store: TargetStore, name: str, shards: Sequence[Shard], parts: list[str]
+    run: Run,
+    store: TargetStore,
+    name: str,
+    shards: Sequence[Shard],
+    parts: list[str],
+    text: str = "logits",
 ) -> TargetView:
     """Look at these shards of the store; the file in the run folder is written last."""
-    view = store.view([(shard.shard_id, shard.rows) for shard in shards], parts)
+    view = store.view([(shard.shard_id, shard.rows) for shard in shards], parts, text)
     folder = run.path() if name == "transfer" else run.path("evaluation", name)
     Path(folder).mkdir(parents=True, exist_ok=True)
     view.save(folder)

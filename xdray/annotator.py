@@ -18,14 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xdray.corpus import Sentence, read_shard
+from xdray.alignment import under_own_tokens
+from xdray.corpus import Sentence, Shard, read_shard
 from xdray.errors import TargetsError
 from xdray.padding import pad, padded, token_budget_batches
-from xdray.parts import CODECS, LOGITS, PartFile, signal_and_codec
+from xdray.parts import CODECS, LOGITS, Hidden, PartFile, signal_and_codec
 from xdray.targets import AnnotateTask, TargetStore
-from xdray.task import Task
+from xdray.task import Task, own_tokens
 from xdray.teacher import DTYPES, load_teacher, teacher_fingerprint
-from xdray.tokenised import Signal, token_types
+from xdray.tokenised import Signal, Tokens, token_types
 from xdray.tokens import Encoded, fingerprint, load_tokenizer
 from xdray.workers import keep_few_shapes, trim_memory
 
@@ -108,7 +109,6 @@ class Annotator:
         self._check("tokenizer", fingerprint(self.tokenizer))
         self.teacher = load_teacher(model, task, DTYPES[store.identity["dtype"]], device)
         self._tokenising, self._forwarding = threading.Lock(), threading.Lock()
-        store.prepare()
 
     def __call__(self, task: AnnotateTask) -> dict[str, Any]:
         """Annotate a shard; returns a receipt, small and picklable.
@@ -150,18 +150,7 @@ class Annotator:
         """Forward a shard once for all parts that are missing, and write these."""
         shard = task.shard
         sentences = read_shard(shard)
-        with self._tokenising:
-            encoded = self.task.encode(self.tokenizer, [its.content for its in sentences])
-        layers = [signal_and_codec(part)[0] for part in missing if part != LOGITS]
-        with self._forwarding:
-            said = self._forward(encoded, layers)
-        if not np.isfinite(said.logits).all():
-            raise TargetsError(f"shard {shard.shard_id}: the teacher's logits are not finite")
-        errors = {
-            part: said.hidden[signal_and_codec(part)[0]].error(f"shard {shard.shard_id}, {part}")
-            for part in missing
-            if part != LOGITS
-        }
+        encoded, said, errors = self._say(shard, sentences, missing)
         num_bytes = 0
         for part in missing:
             file = self.store.file(shard.shard_id, part, shard.rows)
@@ -176,6 +165,23 @@ class Annotator:
             "codec_error": errors,
             "oom_halvings": said.oom_halvings,
         }
+
+    def _say(
+        self, shard: Shard, sentences: Sequence[Sentence], parts: Sequence[str]
+    ) -> tuple[Encoded, Said, dict[str, float]]:
+        """Tokenise and forward sentences of a shard; the codec's error of each hidden part."""
+        with self._tokenising:
+            encoded = self.task.encode(self.tokenizer, [its.content for its in sentences])
+        layers = {part: signal_and_codec(part)[0] for part in parts if part != LOGITS}
+        with self._forwarding:
+            said = self._forward(encoded, list(layers.values()))
+        if not np.isfinite(said.logits).all():
+            raise TargetsError(f"shard {shard.shard_id}: the teacher's logits are not finite")
+        errors = {
+            part: said.hidden[layer].error(f"shard {shard.shard_id}, {part}")
+            for part, layer in layers.items()
+        }
+        return encoded, said, errors
 
     def _forward(self, encoded: Encoded, layers: Sequence[Signal]) -> Said:
         """Forward in length-sorted batches, the longest first; results in the shard's order."""
@@ -240,3 +246,35 @@ class Annotator:
                 flat["scales"] = record.scales
             facts |= {"layer": layer, "codec": codec, "width": self.teacher.width_of(layer)}
         return file.write(texts, flat, encoded.offsets, facts)
+
+
+class StreamingAnnotator(Annotator):
+    """Runs the teacher over shards and hands on what it says; nothing is written.
+
+    The same batches, in the same codec, as if it were stored.
+    """
+
+    def __init__(self, model: str, task: Task, store: TargetStore, **options: Any) -> None:
+        """As `Annotator`. own: folder of the student's own tokenizer or None; pieces: as config."""
+        own, self.pieces = options.pop("own"), options.pop("pieces")
+        super().__init__(model, task, store, **options)
+        self.own = None if own is None else load_tokenizer(own)
+
+    def __call__(self, task: AnnotateTask) -> dict[str, Any]:
+        """Return {"tokens": Tokens} of a shard, or of some rows of it; in the student's tokens."""
+        sentences = read_shard(task.shard)
+        if task.rows is not None:
+            sentences = [sentences[row] for row in task.rows]
+        encoded, said, _ = self._say(task.shard, sentences, task.parts(self.codec))
+        tokens = Tokens(encoded.ids, encoded.word_ids, encoded.offsets, said.logits)
+        tokens.hidden = {
+            layer: Hidden(record.values, record.scales) for layer, record in said.hidden.items()
+        }
+        self.task.mark(tokens)
+        if self.own is not None:
+            contents = [its.content for its in sentences]
+            own = own_tokens(self.task, self.own, self.tokenizer, contents)
+            how = self.task.stretch_logits
+            tokens = under_own_tokens(own, tokens, how, self.pieces)
+        trim_memory()
+        return {"tokens": tokens}

@@ -6,7 +6,7 @@ step. B sentences in a batch, T tokens, N kept tokens, W teacher width, C classe
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,14 +17,17 @@ from torch import Tensor
 
 from xdray.labels import IGNORE_INDEX
 from xdray.padding import pad, padded, token_budget_batches
-from xdray.tokenised import Signal, Tokens, token_types
+from xdray.tokenised import Signal, Tokens, stretches, token_types
 
 HELD_OUT_LIMIT = 10_000
 """Sentences held out at most, so that the held-out set stays in memory whatever the corpus."""
 
 
 class Source(Protocol):
-    """A split cut into shards of known lengths, read one shard at a time."""
+    """A split cut into shards of known lengths, read in the order asked for."""
+
+    forwarded: int
+    """Rows that the teacher was run for so far, to read them."""
 
     def shard_lengths(self) -> Sequence[NDArray[np.uint16] | NDArray[np.int64]]:
         """Tokens of each sentence, by shard."""
@@ -34,8 +37,14 @@ class Source(Protocol):
         """Names of the shards; a sentence is held out by the hash of its shard's name and row."""
         ...
 
-    def load(self, shard: int, layers: Sequence[Signal]) -> Tokens:
-        """Read one shard, with these teacher layers."""
+    def read(self, shards: Sequence[int], layers: Sequence[Signal]) -> Generator[Tokens]:
+        """Yield these shards in this order, with these teacher layers."""
+        ...
+
+    def read_rows(
+        self, parts: Sequence[tuple[int, NDArray[np.int64]]], layers: Sequence[Signal]
+    ) -> Iterator[tuple[Tokens, NDArray[np.int64]]]:
+        """Yield (tokens, rows of them) for some rows of some shards."""
         ...
 
 
@@ -63,6 +72,9 @@ class Batch:
     """(N,) int64, IGNORE_INDEX off the first token of a word; or (B, ...) as the task has them."""
     num_labels: int
     """Labels that are not IGNORE_INDEX; sentences where they have one each."""
+    pieces: tuple[Tensor, Tensor] | None = None
+    """Where the teacher cuts text into other tokens, `kept` are the first ones of the stretches
+    that both cut alike: position in (B, T) and place in `kept` of every token of these."""
 
     def unflatten(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """(N, ...) values of kept tokens put back to (B, T, ...), 0 elsewhere; the mask (B, T)."""
@@ -91,6 +103,7 @@ class Batch:
             token_types=None if self.token_types is None else self.token_types.to(device),
             kept=self.kept.to(device, non_blocking=True),
             first=self.first.to(device, non_blocking=True),
+            pieces=self.pieces and (self.pieces[0].to(device), self.pieces[1].to(device)),
             logits=None if self.logits is None else self.logits.to(device, non_blocking=True),
             hidden={layer: values.to(device) for layer, values in self.hidden.items()},
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
@@ -110,14 +123,16 @@ def collate_many(
     id_map: NDArray[np.int64] | None,
 ) -> Batch:
     """Make a batch of rows of several shards, in the order given; padding comes after the map."""
-    ids, word_ids, labels, logits = [], [], [], []
+    ids, word_ids, labels, logits, keeps = [], [], [], [], []
     lengths: list[NDArray[np.int64]] = []
     hidden: dict[Signal, list[NDArray[np.float32]]] = {}
     for tokens, rows in parts:
         index = tokens.places(rows)
-        kept = index if tokens.keeps_special else index[tokens.word_ids[index] >= 0]
+        its_kept = tokens.kept(index)
+        kept = index[its_kept]
         lengths.append(tokens.offsets[rows + 1] - tokens.offsets[rows])
         ids.append(tokens.ids[index])
+        keeps.append(its_kept)
         word_ids.append(tokens.word_ids[index])
         if tokens.labels is not None:
             labels.append(tokens.labels[rows if tokens.sentence_labels else kept])
@@ -131,10 +146,10 @@ def collate_many(
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
     input_ids, mask, _ = pad(flat, offsets, np.arange(len(offsets) - 1), pad_id)
     words, real = np.concatenate(word_ids), mask.numpy().astype(bool)
-    of_sentences = parts[0][0].keeps_special
-    kept = np.full(len(words), True) if of_sentences else words >= 0
+    kept = np.concatenate(keeps)
     scored = np.full(mask.shape, False)
     scored[real] = kept
+    of_sentences = parts[0][0].keeps_special
     begins = np.full(len(words), False) if of_sentences else np.diff(words, prepend=-1) != 0
     begins[offsets[:-1]] = True  # word 0 may follow word 0 of the sentence before
     gold = torch.from_numpy(np.concatenate(labels)) if labels else None
@@ -147,11 +162,24 @@ def collate_many(
         token_types=padded(token_types(words, offsets), real),
         kept=torch.from_numpy(np.flatnonzero(scored)),
         first=torch.from_numpy(np.flatnonzero(begins[kept])),
+        pieces=_pieces(kept, words, offsets, real) if parts[0][0].matches is not None else None,
         logits=torch.from_numpy(np.concatenate(logits)) if logits else None,
         hidden={layer: torch.from_numpy(np.concatenate(parts)) for layer, parts in hidden.items()},
         labels=gold,
         num_labels=num_labels,
     )
+
+
+def _pieces(
+    kept: NDArray[np.bool_],
+    words: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    real: NDArray[np.bool_],
+) -> tuple[Tensor, Tensor]:
+    owners = stretches(kept, words, offsets)
+    inside = owners >= 0
+    places = (np.cumsum(kept) - 1)[owners[inside]]
+    return torch.from_numpy(np.flatnonzero(real)[inside]), torch.from_numpy(places)
 
 
 def id_draws(shard_id: str, rows: int) -> NDArray[np.float64]:
@@ -193,11 +221,18 @@ class BatchPlan:
         Shards come in an order drawn by seed and epoch; sentences are shuffled within the window,
         sorted by length into batches, and the batches shuffled.
         """
-        rng = np.random.default_rng([self.seed, epoch])
+        rng = self._rng(epoch)
         order = rng.permutation(len(self.source.shard_lengths()))
         for first in range(0, len(order), self.window_shards):
             shards = order[first : first + self.window_shards].tolist()
             yield shards, self._window_batches(shards, rng)
+
+    def order(self, epoch: int) -> list[int]:
+        """Shards of an epoch, window after window."""
+        return self._rng(epoch).permutation(len(self.source.shard_lengths())).tolist()
+
+    def _rng(self, epoch: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch])
 
     def _window_batches(
         self, shards: list[int], rng: np.random.Generator
@@ -230,63 +265,3 @@ class BatchPlan:
             for shard in range(len(self.source.shard_ids()))
         ]
         return [(shard, rows) for shard, rows in parts if len(rows)]
-
-
-@dataclass(frozen=True)
-class Loader:
-    """Reads a rank's rows of each global batch of a plan."""
-
-    plan: BatchPlan
-    layers: tuple[Signal, ...]
-    pad_id: int
-    id_map: NDArray[np.int64] | None
-    rank: int = 0
-    world_size: int = 1
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch from step `start` on; windows before it are not read."""
-        position = 0
-        for shards, batches in self.plan.windows(epoch):
-            skip = max(0, start - position)
-            position += len(batches)
-            if skip >= len(batches):
-                continue
-            loaded = [self.plan.source.load(shard, self.layers) for shard in shards]
-            for batch in batches[skip:]:
-                yield self._rank_batch(loaded, batch)
-
-    def held_out(self) -> list[Batch]:
-        """Return the held-out sentences of this rank, as batches of one shard each."""
-        batches = []
-        for shard, rows in self.plan.held_out_rows():
-            tokens = self.plan.source.load(shard, self.layers)
-            for chosen in token_budget_batches(tokens.lengths[rows], self.plan.batch_tokens):
-                mine = rows[chosen][self.rank :: self.world_size]
-                if len(mine):
-                    batches.append(collate(tokens, mine, self.pad_id, self.id_map))
-        return batches
-
-    def _rank_batch(self, loaded: list[Tokens], batch: list[tuple[int, int]]) -> Batch:
-        mine = batch[self.rank :: self.world_size]
-        if not mine:  # fewer rows than ranks: join the step with one row that is not scored
-            return _unscored(self._collate(loaded, batch[:1]))
-        return self._collate(loaded, mine)
-
-    def _collate(self, loaded: list[Tokens], pairs: list[tuple[int, int]]) -> Batch:
-        array = np.array(pairs, dtype=np.int64)
-        parts = [
-            (loaded[owner], array[array[:, 0] == owner, 1]) for owner in np.unique(array[:, 0])
-        ]
-        return collate_many(parts, self.pad_id, self.id_map)
-
-
-def _unscored(batch: Batch) -> Batch:
-    return replace(
-        batch,
-        kept=batch.kept[:0],
-        first=batch.first[:0],
-        logits=None if batch.logits is None else batch.logits[:0],
-        hidden={layer: values[:0] for layer, values in batch.hidden.items()},
-        labels=None if batch.labels is None else batch.labels[:0],
-        num_labels=0,
-    )

@@ -13,8 +13,6 @@ import logging
 import os
 import pickle
 import signal
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from xdray.config import ClusterConfig, Config
+from xdray.console import stderr_without
 from xdray.errors import ClusterError, XdrayError
 from xdray.resources import ResourcePlan, Resources, check_address, fit_plan, machine_resources
 from xdray.sessions import LocalSession as LocalSession
@@ -114,7 +113,7 @@ class Cluster:
             return
         level = logging.INFO if verbose else logging.WARNING
         try:
-            with _without_notice():
+            with stderr_without(b"RAY_BACKEND_LOG_LEVEL"):  # a note that Ray read it
                 ray.init(address=address, log_to_driver=verbose, logging_level=level, **options)
         except Exception as error:
             raise ClusterError(
@@ -149,23 +148,6 @@ class Cluster:
         }
 
 
-@contextlib.contextmanager
-def _without_notice() -> Iterator[None]:
-    """Hold back stderr, then let it go without Ray's note that it read RAY_BACKEND_LOG_LEVEL."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            held.seek(0)
-            os.write(2, b"".join(line for line in held if b"RAY_BACKEND_LOG_LEVEL" not in line))
-
-
 def _show_worker_logs(shown: bool) -> None:
     """Whether Ray prints the deaths of workers; the switch that its debugger uses."""
     from ray._private import worker
@@ -179,8 +161,11 @@ def map_shards(
     worker_kwargs: dict[str, Any],
     items: Iterable[Any],
     plan: ResourcePlan,
+    in_order: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield what `worker_class(**worker_kwargs)(item)` returns for each item, as they finish.
+
+    in_order: as the items come; the pool works ahead as far as Ray's shared memory holds results.
 
     "index" is added: the item's number. A pool of `plan.replicas` actors; an item is the unit of
     work and is done again elsewhere when its actor dies. What a worker raises is raised here and
@@ -191,7 +176,7 @@ def map_shards(
     while window := list(itertools.islice(remaining, MAX_WINDOW)):
         cluster.start()
         try:
-            for result in _map_window(worker_class, worker_kwargs, window, plan):
+            for result in _map_window(worker_class, worker_kwargs, window, plan, in_order):
                 if isinstance(result, XdrayError):
                     raise result
                 yield result
@@ -206,6 +191,7 @@ def _map_window(
     worker_kwargs: dict[str, Any],
     window: list[tuple[int, Any]],
     plan: ResourcePlan,
+    in_order: bool,
 ) -> Iterator[Any]:
     """One Ray Data job: a block for each item, so that a free actor always takes the next one."""
     import ray.data
@@ -221,6 +207,7 @@ def _map_window(
     settings.enable_progress_bars = False
     settings.print_on_execution_start = False
     settings.execution_no_progress_timeout_s = SILENT_SECONDS
+    settings.execution_options.preserve_order = in_order
     # a task in reserve keeps an actor busy, but where items are few it may starve another
     in_flight = 2 if len(window) > 8 * plan.replicas else 1
     receipts = dataset.map_batches(

@@ -1,7 +1,7 @@
 """The config: frozen pydantic sections, every field with its meaning, unit and default.
 
 `configfile.load_config(path, overrides)` is the one way in. Paths are taken from where the command
-was typed. Rules that need the teacher's or the data's header are in `planning.check_plan`. P1 is
+was typed. Rules that need the teacher's or the data's header are in `checks.check_plan`. P1 is
 XtremeDistil (ACL 2020), P2 XtremeDistilTransformers (2021).
 """
 
@@ -122,8 +122,9 @@ class TargetsConfig(Section):
 
     store: str = "targets"
     """Folder or URI of the store; shared by runs."""
-    delivery: Literal["stored"] = "stored"
-    """stored: the teacher runs once, students read its targets from the store."""
+    delivery: Literal["stored", "streamed"] = "stored"
+    """stored: the teacher runs once, students read its targets from the store. streamed: nothing is
+    kept; teacher actors feed the students while they learn, once more each epoch."""
     codec: Literal["float32", "float16", "int8"] = "float16"
     """Of hidden states; int8 with one scale a token. Logits are float32 always."""
     shard_sentences: int = Field(default=4096, ge=16)
@@ -269,7 +270,7 @@ class ClusterConfig(Section):
     threads: int | None = Field(default=None, gt=0)
     """Threads of each forward or training process on CPUs; null: the CPUs shared out."""
     object_store_gib: float = Field(default=0.5, gt=0)
-    """Ray's shared memory on a local Ray: receipts travel through it, tensors do not."""
+    """Ray's shared memory on a local Ray. Receipts travel through it, tensors only of a stream."""
     max_resources: dict[str, float] | None = None
     """What an autoscaling cluster can grow to, e.g. {CPU: 512, GPU: 64}; null: what is there."""
 

@@ -183,4 +183,11 @@ class TokensConfig(Section):
     that fits whole, and counted; words cut off are scored as O."""
     vocabulary: Literal["pruned", "full"] = "pruned"
     """pruned: the student knows the tokens seen in train and transfer text (P1 section 2.1: needed
-    for 35x). full: the teacher's vocabulary."""
+    for 35x). full: the whole vocabulary."""
+    tokenizer: str | None = None
+    """Of the student: a folder, a Hub name or package:NAME/FOLDER. null: that of student.start,
+    else the teacher's. Where it is not the teacher's, targets are those of stretches of text that
+    both cut alike."""
+    pieces: Literal["first", "mean"] = "first"
+    """With another tokenizer, what a hidden loss compares of a stretch: its first tokens' states,
+    or the means of all."""

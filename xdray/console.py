@@ -3,6 +3,9 @@
 On a terminal progress is one moving bar; on a pipe it is a plain line every half minute.
 """
 
+import os
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -148,3 +151,20 @@ def _plain(title: str, done: int, total: int, unit: str, seconds: float) -> str:
     rate = _rate(done, seconds)
     left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
     return f"{title}: {done} of {total} {unit}, {rate:.0f} {unit}/s{left}"
+
+
+@contextmanager
+def stderr_without(word: bytes) -> Iterator[None]:
+    """Hold back stderr, of libraries too, then let it go without the lines that have a word."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if word not in line))

@@ -10,6 +10,7 @@ from typing import Any
 from xdray import __version__
 from xdray.annotation import Annotated, annotate
 from xdray.assessment import assess_split, score_model, systems_report, weigh_and_time
+from xdray.checks import check_plan
 from xdray.cluster import Cluster, fit_on_workers, plan_resources
 from xdray.config import Config
 from xdray.corpus import Labelled, TransferPlan, plan_transfer, text_keys
@@ -23,7 +24,7 @@ from xdray.learning import (
     learn,
     lesson_base,
 )
-from xdray.planning import check_plan, make_plan
+from xdray.planning import make_plan
 from xdray.recipes import finetune_stage, label_stage, plan_stages
 from xdray.report import loading_example, model_card, summary_table, write_report
 from xdray.runs import Run, open_run
@@ -77,6 +78,8 @@ def distill(config: Config, *, fresh: bool = False) -> Report:
         lesson = make_lesson(run, corpus, targets, header, start, stages, "")
         rows = train(run, cluster, lesson)
         controls = train_controls(run, cluster, lesson, rows)
+        learnt = [row for its in (rows, *(its for _, its in controls.values())) for row in its]
+        targets.facts["teacher_forward_rows"] += sum(r["teacher_forward_rows"] for r in learnt)
         return assess(run, corpus, targets, teacher, lesson, rows, controls, started)
 
 
@@ -190,6 +193,7 @@ def make_lesson(
         folder=str(run.path(control, "stages")),
         start_from=None if other is None else str(Path(other, control, "stages")),
         threads=plan_resources(config, None).threads_per_worker,
+        stream=targets.stream,
     )
 
 
@@ -313,6 +317,11 @@ def assess(
 def annotate_only(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     """Run the teacher's pass of a run, and nothing after it."""
     started = time.monotonic()
+    if config.targets.delivery == "streamed":
+        raise ConfigError(
+            "targets.delivery: streamed keeps nothing of a pass; annotate fills a store "
+            "(delivery: stored), distill streams"
+        )
     with open_run(config, fresh) as run, Cluster(config.cluster) as cluster:
         header = check_plan(config)
         layers = needed_layers(plan_stages(config, header.num_layers))

@@ -18,20 +18,22 @@ from torch import Tensor
 from torch import distributed as dist
 from transformers import PreTrainedTokenizerFast
 
-from xdray.batches import BatchPlan, Loader
+from xdray.batches import BatchPlan, Source
 from xdray.config import Config
 from xdray.console import Console
 from xdray.corpus import Sentence
 from xdray.forwarding import predict_logits
 from xdray.learner import Learner
+from xdray.loader import Loader
 from xdray.sessions import Session
+from xdray.sources import LabelledSource, StoredSource, Stream, StreamedSource
 from xdray.stage_files import load_last
 from xdray.stages import Stage, chain_keys, compared_layers
 from xdray.student import Student, build_student
-from xdray.targets import TargetView, hidden_part
+from xdray.targets import TargetView
 from xdray.task import Task
 from xdray.teacher import TeacherLearner
-from xdray.tokenised import Signal, Tokens
+from xdray.tokenised import Tokens
 from xdray.tokens import load_tokenizer, pad_id_of
 from xdray.training import Training, run_stages
 
@@ -60,6 +62,8 @@ class Lesson:
     """Finished stages and checkpoints are kept under it."""
     start_from: str | None
     threads: int
+    stream: Stream | None = None
+    """The teacher at work, where targets are streamed."""
     quiet: bool = False
     """Only the log file is told."""
 
@@ -80,51 +84,11 @@ def lesson_base(
         "tokenizer": tokenizer,
         "targets": targets,
         "codec": config.targets.codec,
+        "pieces": config.tokens.pieces,
         "data": data,
         "labels": task.labels.names,
         "seed": config.run.seed,
     }
-
-
-class LabelledSource:
-    """Labelled sentences as one shard in memory."""
-
-    def __init__(self, tokens: Tokens) -> None:
-        """Take tokens with labels."""
-        self.tokens = tokens
-
-    def shard_lengths(self) -> Sequence[NDArray[np.int64]]:
-        """Tokens of each sentence."""
-        return [self.tokens.lengths]
-
-    def shard_ids(self) -> Sequence[str]:
-        """One name."""
-        return ["labelled"]
-
-    def load(self, shard: int, layers: Sequence[Signal]) -> Tokens:
-        """All sentences, whatever the layers: nothing of them is recorded."""
-        return self.tokens
-
-
-class TargetSource:
-    """Transfer sentences with what the teacher said, read from the store."""
-
-    def __init__(self, view: TargetView, codec: str, task: Task) -> None:
-        """Take the shards of a view, hidden states in one codec."""
-        self.view, self.codec, self.task = view, codec, task
-
-    def shard_lengths(self) -> Sequence[NDArray[np.uint16]]:
-        """Tokens of each sentence, by shard."""
-        return self.view.lengths
-
-    def shard_ids(self) -> Sequence[str]:
-        """Names of the shards."""
-        return self.view.shard_ids
-
-    def load(self, shard: int, layers: Sequence[Signal]) -> Tokens:
-        """Read one shard's tokens, logits and these layers."""
-        parts = ["logits", *(hidden_part(layer, self.codec) for layer in layers)]
-        return self.task.mark(self.view.load_shard(shard, parts))
 
 
 class Scorer:
@@ -189,27 +153,45 @@ def learn(
     tokenizer = load_tokenizer(lesson.start)
     student = start_student(lesson, tokenizer)
     id_map = np.load(Path(lesson.start) / "student_ids.npy")
-    transfer = None
-    if lesson.view is not None:
-        transfer = TargetSource(TargetView.load(lesson.view), config.targets.codec, lesson.task)
+    rank, ranks = session.rank, session.world_size
+    streams = transfer_sources(lesson, ranks)
 
     def plan_of(stage: Stage, split: str, train: LabelledSource) -> Loader:
-        source = train if split == "train" else transfer
-        assert source is not None
-        plan = BatchPlan(
-            source,
-            stage.batch_tokens,
-            config.training.window_shards,
-            seed=config.run.seed,
-            held_out=config.training.held_out if split == "transfer" else 0.0,
-            share=getattr(config.training, f"{split}_share"),
-        )
+        sources: Sequence[Source] = [train] if split == "train" else streams
+        shared = len(sources) == 1  # by all ranks, each has some rows of every batch
+        plans = [
+            BatchPlan(
+                source,
+                max(1, stage.batch_tokens // len(sources)),
+                config.training.window_shards,
+                seed=config.run.seed,
+                held_out=config.training.held_out if split == "transfer" else 0.0,
+                share=getattr(config.training, f"{split}_share"),
+            )
+            for source in sources
+        ]
         mapping = id_map if split == "transfer" else None
-        return Loader(
-            plan, stage.layers, pad_id_of(tokenizer), mapping, session.rank, session.world_size
-        )
+        pad_id = pad_id_of(tokenizer)
+        epochs = stage.epochs if split == stage.splits[0] else 0
+        if shared:
+            loader = Loader(plans[0], stage.layers, pad_id, mapping, rank, ranks)
+        else:
+            mine = plans.pop(rank)
+            loader = Loader(mine, stage.layers, pad_id, mapping, others=tuple(plans))
+        loader.epochs = epochs
+        return loader
 
     return _run(lesson, session, student, tokenizer, plan_of, on_epoch)
+
+
+def transfer_sources(lesson: Lesson, ranks: int) -> list[Source]:
+    """The transfer text: one source for all ranks, or of a stream one for each; or none."""
+    if lesson.view is None:
+        return []
+    targets, view = lesson.config.targets, TargetView.load(lesson.view)
+    if lesson.stream is None:
+        return [StoredSource(view, targets.codec, lesson.task, lesson.config.tokens.pieces)]
+    return [StreamedSource(lesson.stream, view, lesson.task, rank, ranks) for rank in range(ranks)]
 
 
 def finetune(lesson: Lesson, session: Session) -> list[dict[str, Any]]:

@@ -28,14 +28,22 @@ from xdray.storage import join, open_input, write_bytes_atomic
 from xdray.tokenised import Signal
 
 LOGITS = "logits"
+TOKENS = "tokens-"
+TEXT = ("ids", "word_ids")
 CODECS: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 ROW_GROUP = 256
 _TYPES: dict[str, Any] = {
     "ids": np.int32,
     "word_ids": np.int32,
+    "matches": np.int32,
     "logits": np.float32,
     "scales": np.float32,
 }
+
+
+def tokens_part(tokenizer: str) -> str:
+    """Name of the part with the tokens of another tokenizer than the teacher's. Its fingerprint."""
+    return f"{TOKENS}{tokenizer[:16]}"
 
 
 def hidden_part(signal: Signal, codec: str) -> str:
@@ -173,7 +181,9 @@ class PartFile:
         if int(lengths.sum()) != footer["tokens"]:
             raise self._damaged(f"{lengths.sum()} tokens, its footer says {footer['tokens']}")
         if self.part == LOGITS:
-            self.read(["ids", "word_ids", LOGITS], lengths)
+            self.read([*TEXT, LOGITS], lengths)
+        elif self.part.startswith(TOKENS):
+            self.read([*TEXT, "matches"], lengths)
         else:
             self.hidden(lengths)
         return table.num_rows

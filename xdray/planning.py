@@ -1,4 +1,4 @@
-"""What a run will do, before anything starts: checks that need headers, and the printed plan.
+"""What a run will do, before anything starts: the printed plan.
 
 No torch, and ray only when RAY_ADDRESS names a cluster. Estimates come from file sizes and about
 1,000 tokenised sentences, and are marked ~.
@@ -16,163 +16,27 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from xdray.checks import check_plan, label_names
 from xdray.cluster import plan_resources
 from xdray.config import Config
-from xdray.config_data import DataConfig, SourceConfig, TransferConfig
+from xdray.config_data import TransferConfig
 from xdray.corpus import places_of_sources
 from xdray.errors import ConfigError
-from xdray.header import ModelHeader, read_header, resolve_model
-from xdray.labels import LabelSet, label_set_of
+from xdray.header import ModelHeader, resolve_model
 from xdray.places import Place, Span, open_place
-from xdray.readers import class_names, read_rows
+from xdray.readers import read_rows
 from xdray.recipes import plan_stages
 from xdray.sentences import text_of
-from xdray.stages import Stage, needed_layers
+from xdray.stages import needed_layers
 from xdray.storage import free_space, size
-from xdray.task import Task, load_task
+from xdray.task import load_task
 from xdray.tokenised import Signal
 
 BYTES_PER_VALUE = {"float32": 4, "float16": 2, "int8": 1}
 SCALE_BYTES = 4
 SAMPLE_SENTENCES = 1000
-
-
-def check_plan(config: Config) -> ModelHeader:
-    """Check what needs the teacher's header or the data's; returns the header.
-
-    Raises ConfigError: a layer that the teacher lacks, an embedding wider than its own, sentences
-    longer than it can read, labels that differ from the data's, files that are missing or are of
-    two splits, more actors or workers than there is room for.
-    """
-    name = config.teacher.model or (config.teacher.finetune and config.teacher.finetune.encoder)
-    header = read_header(str(name))
-    check_student(config, header)
-    if header.max_positions is not None and config.tokens.max_length > header.max_positions:
-        raise ConfigError(
-            f"tokens.max_length = {config.tokens.max_length}: the teacher reads at most "
-            f"{header.max_positions} tokens"
-        )
-    task = load_task(config)
-    check_losses(config, task, header)
-    _check_labels(config, task, header)
-    _check_files(config.data)
-    plan_resources(config, None)
-    return header
-
-
-def check_student(config: Config, header: ModelHeader) -> None:
-    """Raise ConfigError for stages and embeddings that this teacher cannot serve."""
-    stages = plan_stages(config, header.num_layers)
-    _check_heads(config, header, stages)
-    if config.student.kind == "encoder":
-        _check_encoder(config, header)
-    elif (
-        config.student.embedding_init == "svd" and config.student.embedding > header.embedding_width
-    ):
-        raise ConfigError(
-            f"student.embedding = {config.student.embedding} is wider than the teacher's own "
-            f"embeddings ({header.embedding_width}), whose SVD it starts from; narrow it, or set "
-            "student.embedding_init: random"
-        )
-
-
-def _check_heads(config: Config, header: ModelHeader, stages: Sequence[Stage]) -> None:
-    """Compare the heads of attention and relation terms with both sides'."""
-    student = config.student
-    terms = [term for stage in stages for term in stage.terms]
-    losses = {term.loss for term in terms} & {"attention", "relations"}
-    if not losses:
-        return
-    if student.kind == "bilstm":
-        raise ConfigError(f"recipe: {losses} losses need a student with attention, not a bilstm")
-    width, heads = student.hidden, student.num_heads
-    if student.kind == "encoder":
-        its = header if student.start == "teacher" else read_header(student.start)
-        width, heads = its.width, its.num_heads
-    for term in terms:
-        same = term.heads == "same" and heads != header.num_heads
-        if term.loss == "attention" and same:
-            raise ConfigError(
-                f"recipe: an attention term compares {heads} heads of the student with "
-                f"{header.num_heads} of the teacher; set heads: average in it, give the student as "
-                "many (student.heads), or use a relations term"
-            )
-        wrong = width % term.relation_heads or header.width % term.relation_heads
-        if term.loss == "relations" and wrong:
-            raise ConfigError(
-                f"recipe: relation_heads = {term.relation_heads} does not divide both widths, "
-                f"{width} of the student and {header.width} of the teacher"
-            )
-
-
-def _check_encoder(config: Config, header: ModelHeader) -> None:
-    student = config.student
-    there = header if student.start == "teacher" else read_header(student.start)
-    asked = student.start_layers or [student.layers]
-    if not all(1 <= layer <= there.num_layers for layer in asked):
-        raise ConfigError(
-            f"student.layers = {student.layers}, start_layers = {student.start_layers}: "
-            f"{there.model} has layers 1 to {there.num_layers}"
-        )
-
-
-def _check_files(data: DataConfig) -> None:
-    """Refuse text that is missing, and text that two labelled splits read."""
-    owners: dict[tuple[str, str | None, str | None], list[tuple[str, Place]]] = {}
-    for split in ("train", "dev", "test"):
-        for _, place in places_of_sources(getattr(data, split), f"data.{split}"):
-            path = place.path if "://" in place.path else str(Path(place.path).resolve())
-            known = owners.setdefault((path, place.subset, place.split), [])
-            for owner, other in known:
-                if owner != split and _overlap(place, other):
-                    raise ConfigError(
-                        f"data.{owner} and data.{split} both read {place}; scores would be of text "
-                        "that was learnt from or chosen by"
-                    )
-            known.append((split, place))
-    places_of_sources(data.transfer.sources, "data.transfer")
-
-
-def _overlap(place: Place, other: Place) -> bool:
-    """Whether two sources read some of the same rows of a file."""
-    (first, stop), (start, end) = (its.rows or (0, None) for its in (place, other))
-    return (end is None or first < end) and (stop is None or start < stop)
-
-
-def check_losses(config: Config, task: Task, header: ModelHeader) -> None:
-    """Raise ConfigError for terms that a task without classes has not."""
-    if task.has_classes:
-        return
-    terms = [term for stage in plan_stages(config, header.num_layers) for term in stage.terms]
-    for term in terms:
-        if term.loss == "hard_labels" or (term.loss, term.distance) == ("logits", "kl"):
-            raise ConfigError(
-                f"recipe: a {term.loss} term by {term.distance} needs classes, task.kind is "
-                f"'{task.kind}'; use logits with distance: mse"
-            )
-    if config.evaluation.hard_labels:
-        raise ConfigError(f"evaluation.hard_labels needs classes, task.kind is '{task.kind}'")
-
-
-def _check_labels(config: Config, task: Task, header: ModelHeader) -> None:
-    """Compare the label sets that are known without reading text."""
-    if not task.named_labels or config.teacher.model is None:
-        return
-    theirs = config.teacher.labels or header.tags
-    known = list(task.labels.names) or label_names(config.data.train, task)
-    if not known or not theirs:
-        return
-    labels = LabelSet(tuple(known))
-    if task.gold == "tags" and config.data.scheme != "IOB2" and not task.labels:
-        labels = label_set_of(set(known))  # ClassLabel names in the files' scheme, read into IOB2
-    labels.mapping_from(theirs, f"teacher.model: {config.teacher.model}")
-
-
-def label_names(sources: Sequence[SourceConfig], task: Task) -> list[str] | None:
-    """Return the ClassLabel names of labelled sources, None where they carry none."""
-    places = (place for _, place in places_of_sources(sources, "data.train"))
-    found = (class_names(place, task.gold) for place in places)
-    return next((names for names in found if names), None)
+STREAM_SHARDS = 4
+"""Under way at once in a stream, at least: made, waiting, copied, learnt from."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +98,12 @@ def make_plan(config: Config) -> dict[str, Any]:
     logits = classes * (1 if task.sentence_logits else tokens)
     bytes_each = _sentence_bytes(config, header, layers, logits, tokens)
     total = int(estimate.sentences * bytes_each)
-    _check_disk(config, total)
+    shard_bytes = int(bytes_each * min(estimate.sentences, config.targets.shard_sentences))
+    passes = sum(stage.epochs for stage in stages if "transfer" in stage.splits)
+    if config.targets.delivery == "stored":
+        _check_disk(config, total)
+    else:
+        _check_memory(config, shard_bytes)
     per_step = max(1.0, config.training.batch_tokens / tokens)
     return {
         "devices": resources.as_dict(),
@@ -249,6 +118,16 @@ def make_plan(config: Config) -> dict[str, Any]:
             "codec": config.targets.codec,
             "bytes_per_sentence~": int(bytes_each),
             "bytes~": total,
+        },
+        "deliveries": {
+            "stored": {"bytes~": total, "teacher_passes": 1},
+            "streamed": {
+                "bytes~": 0,
+                "teacher_passes_at_most": passes,
+                "bytes_in_flight_a_shard~": shard_bytes,
+            },
+            "recommended": "stored" if passes > 1 and _fits(config, total) else "streamed",
+            "chosen": config.targets.delivery,
         },
         "stages": [
             {
@@ -291,24 +170,41 @@ def _sentence_bytes(
     return tokens * (4 + 4 + hidden) + 4 * logits + 64
 
 
-def _check_disk(config: Config, needed: int) -> None:
+def _fits(config: Config, needed: int) -> bool:
+    """Whether the store's disk has room; what is there may be these very targets."""
     store = config.targets.store
     free = free_space(store)
-    if free is None:  # an object store
+    return free is None or needed <= free + size(store)  # None: an object store
+
+
+def _check_disk(config: Config, needed: int) -> None:
+    if _fits(config, needed):
         return
-    there = size(store)  # may hold these very targets
-    if needed > free + there:
+    free = free_space(config.targets.store) or 0
+    raise ConfigError(
+        f"targets.store: {config.targets.store} needs about {needed / 2**30:.1f} GiB, its disk "
+        f"has {free / 2**30:.1f} GiB free; choose another store, targets.codec: int8, "
+        "data.transfer.cap, or targets.delivery: streamed"
+    )
+
+
+def _check_memory(config: Config, shard_bytes: int) -> None:
+    """Refuse a stream whose shards do not go through the shared memory of a local Ray."""
+    room = int(config.cluster.object_store_gib * 2**30)
+    if shard_bytes * STREAM_SHARDS > room:
+        most = config.targets.shard_sentences * room // (STREAM_SHARDS * shard_bytes)
         raise ConfigError(
-            f"targets.store: {config.targets.store} needs about {needed / 2**30:.1f} GiB, its disk "
-            f"has {free / 2**30:.1f} GiB free; choose another store, targets.codec: int8, or "
-            "data.transfer.cap"
+            f"targets.delivery: streamed: a shard of {config.targets.shard_sentences} sentences is "
+            f"about {shard_bytes / 2**20:.0f} MiB, and cluster.object_store_gib holds {room >> 20} "
+            f"MiB for the {STREAM_SHARDS} or more under way; set targets.shard_sentences to "
+            f"{max(16, most)} or less, or raise it"
         )
 
 
 def print_plan(plan: dict[str, Any]) -> None:
     """Print the plan for a person."""
     console = Console(highlight=False, soft_wrap=True)
-    for section in ("devices", "teacher", "transfer", "targets"):
+    for section in ("devices", "teacher", "transfer", "targets", "deliveries"):
         console.print(f"[bold]{section}[/bold]")
         for key, value in plan[section].items():
             console.print(f"  {key} {value}", markup=False)

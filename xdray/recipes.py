@@ -115,11 +115,12 @@ def _terms(term: TermConfig, default_layer: int, num_layers: int, config: Config
     """One term, or one for each pair of layers that it names."""
     if term.loss not in LAYERED:
         return [_term(term, None)]
+    pieces = config.tokens.pieces
     if term.layers is None:
         layer = default_layer if term.loss == "hidden" else num_layers
         layer = layer if term.layer is None else term.layer
         _check_layer(layer, num_layers, term.loss)
-        return [_term(term, layer)]
+        return [_term(term, layer, pieces=pieces)]
     if config.student.kind == "bilstm":
         raise ConfigError("recipe: `layers` needs a student with layers, student.kind is 'bilstm'")
     top, first = config.student.layers, 0 if term.loss == "hidden" else 1
@@ -137,7 +138,9 @@ def _terms(term: TermConfig, default_layer: int, num_layers: int, config: Config
                 f"recipe: layers: student layer {mine} of a {term.loss} term, the student has "
                 f"layers {first} to {top}"
             )
-    return [_term(term, layer, LAST if mine == top else mine) for mine, layer in pairs.items()]
+    return [
+        _term(term, layer, LAST if mine == top else mine, pieces) for mine, layer in pairs.items()
+    ]
 
 
 def _check_layer(layer: int, num_layers: int, loss: str) -> None:
@@ -149,7 +152,9 @@ def _check_layer(layer: int, num_layers: int, loss: str) -> None:
         )
 
 
-def _term(term: TermConfig, layer: int | None, student_layer: int = LAST) -> Term:
+def _term(
+    term: TermConfig, layer: int | None, student_layer: int = LAST, pieces: str = "first"
+) -> Term:
     normalise = term.normalise
     if normalise is None:
         normalise = term.loss == "attention" or (
@@ -164,6 +169,7 @@ def _term(term: TermConfig, layer: int | None, student_layer: int = LAST) -> Ter
         layer=layer,
         tokens=term.tokens,
         student_layer=student_layer,
+        pieces=pieces,
         heads=term.heads,
         relation_heads=term.relation_heads,
         normalise=normalise,

@@ -15,6 +15,7 @@ from xdray.config import ClusterConfig, Config
 from xdray.errors import ClusterError
 
 MAX_THREADS = 8  # past this a forward pass on CPUs gains less than another replica does
+STREAM_SHARE = 8  # GPUs for one that trains a student, where a teacher feeds it meanwhile
 READER_CPUS = 1  # actors hold their CPUs; with none left Ray Data waits for ever
 THIS_MACHINE = "this machine"
 
@@ -99,29 +100,37 @@ def fit_plan(config: Config, shards: int | None, there: Resources) -> ResourcePl
     Raises ClusterError, with the arithmetic, for what could never run.
     """
     replicas, workers = config.teacher.replicas, config.training.workers
-    if replicas == "auto":
-        threads = config.cluster.threads or MAX_THREADS
-        wanted = there.gpus or there.cpus // threads
-        replicas = max(1, min(wanted, there.logical_cpus - READER_CPUS))
+    at_once = config.targets.delivery == "streamed"
     if workers == "auto":
         workers = there.gpus if there.gpus > 1 else 0
-    _check("teacher.replicas", "actor", replicas, READER_CPUS, there)
-    _check("training.workers", "worker", workers, 0, there)
-    replicas = max(1, min(replicas, replicas if shards is None else shards))
+        if at_once and workers:
+            workers = max(1, there.gpus // STREAM_SHARE)
+    beside = workers if at_once else 0
+    if replicas == "auto":
+        threads = config.cluster.threads or MAX_THREADS
+        wanted = there.gpus - beside if there.gpus else there.cpus // threads - beside
+        replicas = max(1, beside, min(wanted, there.logical_cpus - READER_CPUS - beside))
+    if at_once:
+        _check_stream(replicas, workers, there)
+    else:
+        _check("teacher.replicas", "actor", replicas, READER_CPUS, there)
+        _check("training.workers", "worker", workers, 0, there)
+        replicas = max(1, min(replicas, replicas if shards is None else shards))
 
     def threads_of(processes: int) -> int:
         shared_out = max(1, there.cpus // max(1, processes))
         return config.cluster.threads or min(MAX_THREADS, shared_out)
 
+    together = replicas + max(1, workers)  # at work at once, where they are
     return ResourcePlan(
         replicas=replicas,
         cpus_per_replica=1,
         gpus_per_replica=min(1, there.gpus),
-        threads_per_replica=threads_of(replicas),
+        threads_per_replica=threads_of(together if at_once else replicas),
         workers=workers,
         cpus_per_worker=1,
         gpus_per_worker=min(1, there.gpus),
-        threads_per_worker=threads_of(workers),
+        threads_per_worker=threads_of(together if at_once else workers),
         reader_cpus=READER_CPUS,
         available=there,
     )
@@ -143,6 +152,24 @@ def pool_plan(there: Resources, replicas: int, shards: int) -> ResourcePlan:
         reader_cpus=READER_CPUS,
         available=there,
     )
+
+
+def _check_stream(replicas: int, workers: int, there: Resources) -> None:
+    """Refuse actors and workers that do not fit side by side, and a worker without an actor."""
+    way_out = f"({there.source}); lower one, or set targets.delivery: stored"
+    both = f"targets.delivery: streamed: {replicas} actors + {workers} workers at once"
+    if replicas < workers:
+        raise ClusterError(
+            f"{both}: each worker needs a teacher actor of its own; raise teacher.replicas or "
+            "lower training.workers"
+        )
+    if workers and 0 < there.gpus < replicas + workers:
+        raise ClusterError(f"{both} = {replicas + workers} GPUs, there are {there.gpus} {way_out}")
+    if max(replicas + workers, replicas + READER_CPUS) > there.logical_cpus:
+        raise ClusterError(
+            f"{both} = {replicas + max(workers, READER_CPUS)} CPUs, there are "
+            f"{there.logical_cpus} {way_out}"
+        )
 
 
 def _check(field: str, process: str, count: int, reader_cpus: int, there: Resources) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from xdray.assessment import teacher_scores
+from xdray.checks import check_plan, check_student
 from xdray.cluster import Cluster, fit_on_workers, plan_resources
 from xdray.config import Config
 from xdray.configfile import load_config, with_fields
@@ -24,7 +25,6 @@ from xdray.errors import ConfigError
 from xdray.fronts import pareto_front
 from xdray.header import ModelHeader
 from xdray.learning import Lesson
-from xdray.planning import check_plan, check_student
 from xdray.recipes import plan_stages
 from xdray.runs import Run, open_run
 from xdray.search_report import write_search_report

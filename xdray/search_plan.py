@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from xdray.batches import Batch
+from xdray.checks import check_plan, check_student
 from xdray.config import Config
 from xdray.config_search import SearchConfig
 from xdray.figures import count, ms, seconds
 from xdray.header import ModelHeader
 from xdray.labels import LabelSet
-from xdray.planning import check_plan, check_student, make_plan, print_plan
+from xdray.planning import make_plan, print_plan
 from xdray.recipes import plan_stages
 from xdray.sessions import LocalSession
 from xdray.space import Fields, Space, check_space, space_of, trial_config

@@ -27,6 +27,8 @@ class Term:
     tokens: str
     """"first": of each word or sentence; "mean": over a sentence; "all"."""
     student_layer: int = LAST
+    pieces: str = "first"
+    """Of a stretch of the student's own tokens: "first", or the "mean" of all."""
     heads: str = "same"
     relation_heads: int = 1
     normalise: bool = False

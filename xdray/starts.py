@@ -16,14 +16,13 @@ from xdray.config import Config, StudentConfig
 from xdray.corpus import Sentence
 from xdray.embeddings import svd_embeddings
 from xdray.encoders import cut_encoder, spaced_layers
-from xdray.errors import ConfigError
 from xdray.header import read_header
 from xdray.learner import quiet_transformers
+from xdray.reading import own_tokenizer
 from xdray.storage import fingerprint, write_bytes_atomic
 from xdray.targets import TargetView
 from xdray.task import Task
 from xdray.teacher import embedding_table, model_folder
-from xdray.tokens import fingerprint as fingerprint_of
 from xdray.tokens import load_tokenizer
 from xdray.vocabulary import prune_tokenizer
 
@@ -44,6 +43,7 @@ def prepare_start(
     key = fingerprint(
         [
             transfer.fingerprint,
+            transfer.text,
             [str(sentence.content) for sentence in train],
             config.tokens.model_dump(mode="json"),
             start_fields(config.student),
@@ -53,11 +53,12 @@ def prepare_start(
     if done.is_file() and json.loads(done.read_text(encoding="utf-8"))["key"] == key:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    tokenizer = load_tokenizer(teacher)
+    own = own_tokenizer(config, teacher)
+    tokenizer = load_tokenizer(own or teacher)
     table = embedding_table(teacher, task)
-    teacher_ids = student_ids = np.arange(len(table))
+    teacher_ids = student_ids = np.arange(len(table) if own is None else len(tokenizer))
     if config.tokens.vocabulary == "pruned":
-        used = seen_tokens(transfer, len(table))
+        used = seen_tokens(transfer, len(teacher_ids))
         used[task.tokens(tokenizer, train)[0].ids] = True
         pruned = prune_tokenizer(tokenizer, used)
         tokenizer, teacher_ids, student_ids = (
@@ -86,26 +87,19 @@ def start_fields(student: StudentConfig) -> list[Any]:
 
 
 def _save_encoder(student: StudentConfig, teacher: str, teacher_ids: Tensor, folder: Path) -> None:
-    """Write the layers and embeddings that a student of kind encoder starts from.
-
-    Raises ConfigError for an encoder with other tokens than the teacher's.
-    """
-    origin = teacher
-    if student.start != "teacher":
-        origin = str(model_folder(student.start))
-        if fingerprint_of(load_tokenizer(origin)) != fingerprint_of(load_tokenizer(teacher)):
-            raise ConfigError(
-                f"student.start: {student.start} cuts text into other tokens than the teacher; "
-                "take an encoder with the teacher's tokenizer, or student.kind: transformer"
-            )
+    """Write the layers and embeddings that a student of kind encoder starts from."""
+    origin = teacher if student.start == "teacher" else str(model_folder(student.start))
     layers = student.start_layers or spaced_layers(student.layers, read_header(origin).num_layers)
     with quiet_transformers():
         cut_encoder(origin, layers, teacher_ids).save_pretrained(folder / "encoder")
 
 
 def seen_tokens(view: TargetView, vocab_size: int) -> NDArray[np.bool_]:
-    """(V,) True on the teacher's tokens that occur in the transfer text."""
+    """(V,) True on the tokens that occur in the transfer text."""
     seen = np.zeros(vocab_size, dtype=bool)
+    if view.seen is not None:
+        seen[list(view.seen)] = True
+        return seen
     for shard in range(len(view.shard_ids)):
-        seen[view.load_shard(shard, ()).ids] = True
+        seen[view.load_text(shard).ids] = True
     return seen

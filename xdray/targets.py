@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from xdray.corpus import Shard
 from xdray.errors import TargetsError, XdrayError
-from xdray.parts import LOGITS, PartFile, hidden_part, signal_and_codec
+from xdray.parts import LOGITS, TEXT, PartFile, hidden_part, signal_and_codec
 from xdray.storage import (
     absolute,
     delete_tree,
@@ -47,6 +47,8 @@ class AnnotateTask:
 
     shard: Shard
     layers: tuple[Signal, ...] = ()
+    rows: tuple[int, ...] | None = None
+    """Of the shard, where a stream asks for some of them."""
 
     def __str__(self) -> str:
         """As errors name it."""
@@ -109,10 +111,15 @@ class TargetStore:
             lacking = pool.map(lambda task: self.missing_parts(task, codec), tasks)
             return [task for task, parts in zip(tasks, lacking, strict=True) if parts]
 
-    def view(self, shards: Sequence[tuple[str, int]], parts: Sequence[str]) -> "TargetView":
-        """Look at these shards (id, rows) in this order. Raises TargetsError."""
+    def view(
+        self, shards: Sequence[tuple[str, int]], parts: Sequence[str], text: str = LOGITS
+    ) -> "TargetView":
+        """Look at these shards (id, rows) in this order. text: the part with the student's tokens.
+
+        Raises TargetsError.
+        """
         with ThreadPoolExecutor(READERS) as pool:
-            files = [self.file(shard_id, LOGITS, rows) for shard_id, rows in shards]
+            files = [self.file(shard_id, text, rows) for shard_id, rows in shards]
             lengths = list(pool.map(PartFile.lengths, files))
             wanted = [self.file(name, part, rows) for name, rows in shards for part in parts]
             footers = list(pool.map(PartFile.footer, wanted))
@@ -125,6 +132,7 @@ class TargetStore:
             cut_words=sum(footer["cut_words"] for footer in footers[:: len(parts)]),
             num_bytes=sum(footer["bytes"] for footer in footers),
             codec_error=_codec_errors(footers),
+            text=text,
         )
 
 
@@ -137,11 +145,15 @@ class TargetView:
     parts: tuple[str, ...]
     shard_ids: tuple[str, ...]
     lengths: Sequence[NDArray[np.uint16]]
-    """Tokens of each sentence, by shard."""
+    """Tokens of each sentence as the student reads it, by shard."""
     cut_words: int
     num_bytes: int
     codec_error: dict[str, float]
     """Part to ||decoded - exact|| / ||exact||, its mean square over tokens."""
+    text: str = LOGITS
+    """The part with the student's tokens: that of the logits, or of its own tokenizer."""
+    seen: Sequence[int] | None = None
+    """Token ids that occur; None: the parts say."""
 
     @property
     def fingerprint(self) -> str:
@@ -178,22 +190,50 @@ class TargetView:
     def load_shard(self, shard: int, parts: Sequence[str]) -> Tokens:
         """Read a shard's tokens and these of its parts: logits and hidden states.
 
-        Raises TargetsError for a file that is missing, damaged or of other sentences.
+        They are the teacher's tokens. Raises TargetsError for a file that is missing, damaged or of
+        other sentences.
         """
-        lengths = self.lengths[shard]
-        folder, shard_id = join(self.store_uri, self.key), self.shard_ids[shard]
-        names = ["ids", "word_ids", *(part for part in parts if part == LOGITS)]
-        flat = PartFile(folder, self.key, shard_id, LOGITS, len(lengths)).read(names, lengths)
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        tokens = Tokens(flat["ids"][:, 0], flat["word_ids"][:, 0], offsets, flat.get(LOGITS))
+        file = self._file(shard, LOGITS)
+        lengths = self.lengths[shard] if self.text == LOGITS else file.lengths()
+        names = [*TEXT, *(part for part in parts if part == LOGITS)]
+        tokens = _tokens(file.read(names, lengths), lengths)
         for part in parts:
             if part != LOGITS:
-                file = PartFile(folder, self.key, shard_id, part, len(lengths))
-                tokens.hidden[signal_and_codec(part)[0]] = file.hidden(lengths)
+                tokens.hidden[signal_and_codec(part)[0]] = self._file(shard, part).hidden(lengths)
         return tokens
 
+    def load_text(self, shard: int) -> Tokens:
+        """Read a shard's tokens as the student has them, with their matches where they are its own.
 
-_SAVED = ("store_uri", "key", "parts", "shard_ids", "cut_words", "num_bytes", "codec_error")
+        Raises TargetsError as `load_shard` does.
+        """
+        names = TEXT if self.text == LOGITS else (*TEXT, "matches")
+        lengths = self.lengths[shard]
+        return _tokens(self._file(shard, self.text).read(names, lengths), lengths)
+
+    def _file(self, shard: int, part: str) -> PartFile:
+        folder, rows = join(self.store_uri, self.key), len(self.lengths[shard])
+        return PartFile(folder, self.key, self.shard_ids[shard], part, rows)
+
+
+def _tokens(flat: Mapping[str, NDArray[Any]], lengths: NDArray[Any]) -> Tokens:
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    tokens = Tokens(flat["ids"][:, 0], flat["word_ids"][:, 0], offsets, flat.get(LOGITS))
+    tokens.matches = flat["matches"][:, 0] if "matches" in flat else None
+    return tokens
+
+
+_SAVED = (
+    "store_uri",
+    "key",
+    "parts",
+    "shard_ids",
+    "cut_words",
+    "num_bytes",
+    "codec_error",
+    "text",
+    "seen",
+)
 
 
 def list_stores(uri: str, key: str | None = None) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from xdray.alignment import match_characters
 from xdray.config import Config, TaskConfig
 from xdray.config_data import SourceConfig
 from xdray.corpus import Labelled, labelled_rows, where
@@ -98,6 +99,8 @@ class Task(abc.ABC):
     """Whether there is labelled text to learn from and score on."""
     has_classes: ClassVar[bool] = True
     """Whether logits are scores of classes: soft targets and hard labels make sense."""
+    stretch_logits: ClassVar[str] = "first"
+    """What the logits of a stretch of tokens are: those of its first, or their logsumexp."""
 
     @property
     def kind(self) -> str:
@@ -149,9 +152,23 @@ class Task(abc.ABC):
     def gold_of(self, here: str, row: Row, labels: LabelSet) -> Any:
         """Check and return what people said of a row. Raises CorpusError naming `here`."""
 
-    def encode(self, tokenizer: "PreTrainedTokenizerFast", contents: Sequence[Content]) -> Encoded:
-        """Tokens of sentences, as the teacher and every student read them."""
-        return encode_texts(tokenizer, contents, self.max_length)
+    def encode(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        contents: Sequence[Content],
+        spans: bool = False,
+    ) -> Encoded:
+        """Tokens of sentences. spans: also say which characters each stands for."""
+        return encode_texts(tokenizer, contents, self.max_length, spans=spans)
+
+    def match(
+        self, own: Encoded, teacher: Encoded, contents: Sequence[Content]
+    ) -> NDArray[np.int32]:
+        """(N,) where a stretch begins in the student's tokens and in the teacher's, of the latter.
+
+        The teacher's token in its sentence, else -1. Both encoded with spans.
+        """
+        return match_characters(own, teacher, contents)
 
     def tokens(
         self, tokenizer: "PreTrainedTokenizerFast", sentences: Sequence[Sentence]
@@ -293,6 +310,19 @@ def head_of(sentence: Sentence) -> dict[str, Any]:
     if isinstance(content, TextPair):
         return {**head, "text": content.first, "pair": content.second}
     return {**head, "text": text_of(content)}
+
+
+def own_tokens(
+    task: Task,
+    own: "PreTrainedTokenizerFast",
+    teacher: "PreTrainedTokenizerFast",
+    contents: Sequence[Content],
+) -> Tokens:
+    """Tokens of sentences by the student's own tokenizer, with their matches in the teacher's."""
+    mine, theirs = (task.encode(its, contents, spans=True) for its in (own, teacher))
+    tokens = Tokens(mine.ids, mine.word_ids, mine.offsets, spans=mine.spans)
+    tokens.matches = task.match(mine, theirs, contents)
+    return task.mark(tokens)
 
 
 def task_kinds() -> list[str]:

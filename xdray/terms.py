@@ -33,7 +33,10 @@ def term_loss(
     scored = batch.labels if term.loss == "labels" else batch.logits
     assert scored is not None
     logits = found.logits
-    logits = logits[: len(scored)] if task.sentence_logits else _kept(logits, batch)
+    if task.sentence_logits:
+        logits = logits[: len(scored)]
+    else:
+        logits = _kept(logits, batch, task.stretch_logits)
     if term.loss == "labels":
         return task.label_loss(logits, scored, batch)
     return task.logit_loss(term, logits, scored, batch)
@@ -75,7 +78,8 @@ def target_moments(term: Term, batch: Batch, heads: tuple[int, int]) -> Tensor:
 def _hidden_loss(term: Term, states: Tensor, batch: Batch) -> Tensor:
     assert term.layer is not None
     hidden, target = (
-        _pooled(its, batch, term.tokens) for its in (_kept(states, batch), batch.hidden[term.layer])
+        _pooled(its, batch, term.tokens)
+        for its in (_kept(states, batch, term.pieces), batch.hidden[term.layer])
     )
     if term.distance == "kl":
         return losses.representation_kl_loss(hidden, target)
@@ -97,8 +101,21 @@ def _attention(
     return ours, theirs, mask
 
 
-def _kept(values: Tensor, batch: Batch) -> Tensor:
-    return values.flatten(0, 1).index_select(0, batch.kept)
+def _kept(values: Tensor, batch: Batch, pieces: str) -> Tensor:
+    """(B, T, ...) values of kept tokens (N, ...); of stretches the first, mean or logsumexp."""
+    flat = values.flatten(0, 1)
+    if batch.pieces is None or pieces == "first":
+        return flat.index_select(0, batch.kept)
+    positions, owners = batch.pieces
+    found = flat.index_select(0, positions).float()
+    sums = found.new_zeros(len(batch.kept), found.shape[-1])
+    if pieces == "mean":
+        counts = torch.bincount(owners, minlength=len(sums)).clamp(min=1)
+        return sums.index_add(0, owners, found) / counts[:, None]
+    index = owners[:, None].expand_as(found)
+    most = found.detach()
+    most = torch.full_like(sums, -torch.inf).scatter_reduce(0, index, most, "amax")
+    return sums.index_add(0, owners, (found - most[owners]).exp()).log() + most
 
 
 def _pooled(states: Tensor, batch: Batch, tokens: str) -> Tensor:

@@ -55,6 +55,15 @@ class Tokens:
     sentence_labels: bool = False
     keeps_special: bool = False
     """Whether losses see special tokens too."""
+    matches: NDArray[np.int32] | None = None
+    """(N,) where a stretch of text begins for teacher and student alike, the teacher's token in its
+    sentence that begins it; -1 elsewhere. None: these are the teacher's tokens."""
+
+    def kept(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(len(index),) which of these tokens losses see."""
+        if self.matches is not None:
+            return self.matches[index] >= 0
+        return np.full(len(index), True) if self.keeps_special else self.word_ids[index] >= 0
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -67,6 +76,21 @@ class Tokens:
         ends = np.cumsum(lengths)
         total = int(ends[-1]) if len(ends) else 0
         return np.arange(total) + np.repeat(self.offsets[rows] - (ends - lengths), lengths)
+
+
+def stretches(
+    starts: NDArray[np.bool_], word_ids: NDArray[np.integer], offsets: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """(N,) where the stretch begins that each token is of, -1 for one that is of none.
+
+    A stretch ends before the next one, a special token, or the end of its sentence; one that begins
+    with a special token is that token alone.
+    """
+    special = word_ids < 0
+    sides = np.cumsum(special) + np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    latest = np.maximum.accumulate(np.where(starts, np.arange(len(starts)), -1))
+    inside = (latest >= 0) & (sides == sides[latest]) & (starts | (special == special[latest]))
+    return np.where(inside & (starts | ~special), latest, -1)
 
 
 def token_types(

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xdray.batches import Batch, Loader
+from xdray.batches import Batch
 from xdray.config import TrainingConfig
 from xdray.console import Console
 from xdray.learner import Learner
+from xdray.loader import Loader
 from xdray.sessions import Session, rank_0_says
 from xdray.stage_files import load_stage, save_stage, stage_folder
 from xdray.stages import Stage
@@ -43,6 +44,8 @@ class Progress:
     bad_epochs: int = 0
     best: float = -math.inf
     seconds: float = 0.0
+    forwarded: int = 0
+    """Rows that the teacher was run for meanwhile, where targets are streamed."""
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -117,6 +120,7 @@ class _StageRun:
         self.loaders = training.loaders(self.stage)
         self.progress = Progress()
         self.held_out: list[Batch] | None = None
+        self._counted = self._forwarded()
         self._clock = time.monotonic()
         self._last_checkpoint = self._clock
 
@@ -133,6 +137,7 @@ class _StageRun:
             self._score_start()
         while self.progress.epoch < stage.epochs and self.progress.bad_epochs < stage.patience:
             self._epoch()
+        self.loaders[stage.splits[0]].close()
         self.student.load_state_dict(self.best_state)
         dev = training.score(self.student) if stage.trains_head else None
         return self._row(dev)
@@ -140,6 +145,7 @@ class _StageRun:
     def _row(self, dev: Scores | None) -> dict[str, Any]:
         progress = self.progress
         self._tick()
+        self._count_forwarded()
         return {
             "stage": self.stage.stage,
             "name": self.stage.name,
@@ -148,6 +154,7 @@ class _StageRun:
             "steps": progress.total_steps,
             "epochs": progress.epoch,
             "seconds": round(progress.seconds, 2),
+            "teacher_forward_rows": progress.forwarded,
             "dev": dev,
             "score": progress.best,
             "score_name": self._score_name(),
@@ -166,10 +173,21 @@ class _StageRun:
         self.progress.seconds += now - self._clock
         self._clock = now
 
+    def _count_forwarded(self) -> None:
+        """Add what the teacher did for all ranks since the last call; every rank must come here."""
+        mine = self._forwarded()
+        new = torch.tensor([mine - self._counted], device=self.session.device)
+        self.session.all_sum(new)
+        self.progress.forwarded += int(new)
+        self._counted = mine
+
+    def _forwarded(self) -> int:
+        return sum(loader.plan.source.forwarded for loader in self.loaders.values())
+
     def _epoch(self) -> None:
         progress, stage = self.progress, self.stage
         main = self.loaders[stage.splits[0]]
-        num_steps = math.ceil(main.plan.num_steps(progress.epoch) / self._accumulation)
+        num_steps = math.ceil(main.num_steps(progress.epoch) / self._accumulation)
         self.student.train()
         for batches in self._steps():
             done = (progress.epoch + progress.step / num_steps) / stage.epochs
@@ -231,6 +249,7 @@ class _StageRun:
         else:
             progress.bad_epochs += 1
         self._tick()
+        self._count_forwarded()
         terms = self.stepper.mean_losses()
         progress.history.append(
             {
@@ -336,7 +355,7 @@ class _StageRun:
 def _endless(loader: Loader, start: int) -> Iterator[Batch]:
     """Batches of a second split, epoch after epoch, from batch `start` of all on."""
     epoch = 0
-    while start >= (steps := loader.plan.num_steps(epoch)):
+    while start >= (steps := loader.num_steps(epoch)):
         start, epoch = start - steps, epoch + 1
     while True:
         yield from loader.batches(epoch, start)

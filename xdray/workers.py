@@ -72,7 +72,8 @@ class PoolWorker:
         import pyarrow as pa
 
         index, item = pickle.loads(batch["item"][0].as_py())
-        return pa.table({"receipt": [pickle.dumps(self._receipt(index, item))]})
+        receipt = pickle.dumps(self._receipt(index, item))
+        return pa.table({"receipt": pa.array([receipt], pa.large_binary())})
 
     def _receipt(self, index: int, item: Any) -> Any:
         if self._count_try(index) > MAX_DEATHS:

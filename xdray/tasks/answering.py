@@ -82,6 +82,7 @@ class Answering(Task):
     sentence_logits: ClassVar[bool] = False
     named_labels: ClassVar[bool] = False
     has_classes: ClassVar[bool] = True
+    stretch_logits: ClassVar[str] = "logsumexp"
     schema: ClassVar[Sequence[tuple[str, pa.DataType]]] = (
         ("answer", pa.string()),
         ("start", pa.int32()),
@@ -142,8 +143,13 @@ class Answering(Task):
         question = row.row_id if row.row_id is not None else f"{row.number}"
         return Asked(question, answers, row.offset)
 
-    def encode(self, tokenizer: "PreTrainedTokenizerFast", contents: Sequence[Content]) -> Encoded:
-        """Tokens of question and window; too long ones lose the window's end."""
+    def encode(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        contents: Sequence[Content],
+        spans: bool = False,
+    ) -> Encoded:
+        """Tokens of question and window, always with spans; too long ones lose the window's end."""
         return encode_texts(tokenizer, contents, self.max_length, cut_second=True, spans=True)
 
     def label_array(self, tokens: Tokens, sentences: Sequence[Sentence]) -> NDArray[np.int64]:

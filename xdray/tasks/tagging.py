@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from seqeval.metrics.sequence_labeling import get_entities
 
 from xdray.agreement import class_agreement
+from xdray.alignment import match_words
 from xdray.config import TaskConfig
 from xdray.config_data import SourceConfig
 from xdray.corpus import Labelled
@@ -94,10 +95,21 @@ class Tagging(Task):
         """`read` does it: a tag may set the labels."""
         raise NotImplementedError
 
-    def encode(self, tokenizer: "PreTrainedTokenizerFast", contents: Sequence[Content]) -> Encoded:
-        """Tokens of sentences, word by word."""
+    def encode(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        contents: Sequence[Content],
+        spans: bool = False,
+    ) -> Encoded:
+        """Tokens of sentences, word by word; never with spans."""
         words = [words_of(content, self.word_rule) for content in contents]
         return encode(tokenizer, words, self.max_length)
+
+    def match(
+        self, own: Encoded, teacher: Encoded, contents: Sequence[Content]
+    ) -> NDArray[np.int32]:
+        """Words are cut before tokens are: by word."""
+        return match_words(own, teacher)
 
     def label_array(self, tokens: Tokens, sentences: Sequence[Sentence]) -> NDArray[np.int64]:
         """(N,) the word's label on its first token."""

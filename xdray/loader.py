@@ -1,0 +1,105 @@
+"""A rank's batches of a split, epoch after epoch, read through its source in one go."""
+
+import itertools
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xdray.batches import Batch, BatchPlan, collate, collate_many
+from xdray.padding import token_budget_batches
+from xdray.tokenised import Signal, Tokens
+
+
+@dataclass
+class Loader:
+    """Reads a rank's rows of each global batch of a plan."""
+
+    plan: BatchPlan
+    layers: tuple[Signal, ...]
+    pad_id: int
+    id_map: NDArray[np.int64] | None
+    rank: int = 0
+    world_size: int = 1
+    others: tuple[BatchPlan, ...] = ()
+    """Of the other ranks, where each has shards of its own and shares no batch."""
+    epochs: int = 0
+    """Planned: they are read in one go, so that a teacher that is streamed stays at work."""
+    _reader: tuple[int, Generator[Tokens]] | None = None
+    """One that goes on with this epoch."""
+
+    def num_steps(self, epoch: int) -> int:
+        """Steps of an epoch, the same on every rank."""
+        return max(plan.num_steps(epoch) for plan in (self.plan, *self.others))
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch from step `start` on; windows before it are not read."""
+        position, done = 0, 0
+        reader, loaded = None, []
+        for shards, batches in self.plan.windows(epoch):
+            skip = max(0, start - position)
+            position += len(batches)
+            if skip < len(batches):
+                reader = reader or self._open(epoch, done)
+                loaded = list(itertools.islice(reader, len(shards)))
+                for batch in batches[skip:]:
+                    yield self._rank_batch(loaded, batch)
+            done += len(shards)
+        if reader is not None:
+            self._reader = (epoch + 1, reader) if epoch + 1 < self.epochs else None
+        if self.others and (missing := self.num_steps(epoch) - max(start, position)) > 0:
+            loaded = loaded or list(self.plan.source.read([0], self.layers))
+            yield from itertools.repeat(_unscored(self._collate(loaded, [(0, 0)])), missing)
+
+    def _open(self, epoch: int, done: int) -> Generator[Tokens]:
+        """Shards of an epoch from number `done` of its order on, and of the epochs after it."""
+        if self._reader is not None and self._reader[0] == epoch and not done:
+            return self._reader[1]
+        order = self.plan.order(epoch)[done:]
+        for later in range(epoch + 1, self.epochs):
+            order += self.plan.order(later)
+        return self.plan.source.read(order, self.layers)
+
+    def close(self) -> None:
+        """Read no further: a teacher that is streamed ends its work."""
+        if self._reader is not None:
+            self._reader[1].close()
+            self._reader = None
+
+    def held_out(self) -> list[Batch]:
+        """Return the held-out sentences of this rank, as batches of one shard each."""
+        batches = []
+        source = self.plan.source
+        for tokens, rows in source.read_rows(self.plan.held_out_rows(), self.layers):
+            for chosen in token_budget_batches(tokens.lengths[rows], self.plan.batch_tokens):
+                mine = rows[chosen][self.rank :: self.world_size]
+                if len(mine):
+                    batches.append(collate(tokens, mine, self.pad_id, self.id_map))
+        return batches
+
+    def _rank_batch(self, loaded: list[Tokens], batch: list[tuple[int, int]]) -> Batch:
+        mine = batch[self.rank :: self.world_size]
+        if not mine:  # fewer rows than ranks: join the step with one row that is not scored
+            return _unscored(self._collate(loaded, batch[:1]))
+        return self._collate(loaded, mine)
+
+    def _collate(self, loaded: list[Tokens], pairs: list[tuple[int, int]]) -> Batch:
+        array = np.array(pairs, dtype=np.int64)
+        parts = [
+            (loaded[owner], array[array[:, 0] == owner, 1]) for owner in np.unique(array[:, 0])
+        ]
+        return collate_many(parts, self.pad_id, self.id_map)
+
+
+def _unscored(batch: Batch) -> Batch:
+    return replace(
+        batch,
+        kept=batch.kept[:0],
+        first=batch.first[:0],
+        pieces=batch.pieces and (batch.pieces[0][:0], batch.pieces[1][:0]),
+        logits=None if batch.logits is None else batch.logits[:0],
+        hidden={layer: values[:0] for layer, values in batch.hidden.items()},
+        labels=None if batch.labels is None else batch.labels[:0],
+        num_labels=0,
+    )
