@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import MakeTeacher
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -17,6 +18,7 @@ from xdray.distillation import distill
 from xdray.errors import ConfigError
 from xdray.prediction import Predictor, predict_files, task_of_model
 from xdray.sentences import Sentence, TextPair
+from xdray.tokens import load_tokenizer
 
 pytestmark = pytest.mark.cluster
 MakeConfig = Callable[..., Config]
@@ -65,6 +67,11 @@ def running(
 
 def same_language(one: tuple[str, str], other: tuple[str, str]) -> str:
     return "same" if one[0] == other[0] else "other"
+
+
+def answer(_: Any, other: tuple[str, str]) -> dict[str, Any]:
+    word = other[1].split()[0]
+    return {"text": [word], "answer_start": [other[1].index(word)]}
 
 
 def test_pairs_are_classified_by_a_bilstm(
@@ -133,10 +140,6 @@ def test_a_number_is_learnt_by_some_layers_of_the_teacher(
 
 
 def test_answers_are_found_in_windows(running: Callable[..., Config], ray_session: None):
-    def answer(_: Any, other: tuple[str, str]) -> dict[str, Any]:
-        word = other[1].split()[0]
-        return {"text": [word], "answer_start": [other[1].index(word)]}
-
     config = running(
         "answers",
         {"kind": "answering", "window": 6, "overlap": 2},
@@ -154,6 +157,37 @@ def test_answers_are_found_in_windows(running: Callable[..., Config], ray_sessio
         [Sentence("1", "en", TextPair("Who?", "Anna lives in Lyon."))]
     )
     assert record["pair"][record["start"] :].startswith(record["answer"])
+
+
+def test_a_byte_pair_teacher_teaches_word_piece_students(
+    running: Callable[..., Config],
+    ray_session: None,
+    make_teacher: MakeTeacher,
+    tiny_teacher: Path,
+):
+    teacher = {"model": None, "finetune": {"encoder": str(make_teacher("roberta")), "epochs": 1}}
+    shared: dict[str, Any] = {
+        "teacher": teacher,
+        "tokens": {"max_length": 64, "tokenizer": str(tiny_teacher)},
+        "student": {"embedding": 8, "hidden": 8, "embedding_init": "random"},
+        "recipe": {"name": "staged", "layer": 1, "distance": "kl"},
+        "evaluation": {"bootstrap": 0, "latency": False, "baseline": False},
+    }
+    kind = {"kind": "classification", "labels": ["other", "same"]}
+    pieces = {"tokens": {**shared["tokens"], "pieces": "mean"}}
+    classes = distill(running("own-classes", kind, same_language, **{**shared, **pieces}))
+    answers = distill(
+        running("own-answers", {"kind": "answering", "window": 6, "overlap": 2}, answer, **shared)
+    )
+    for report in (classes, answers):
+        hidden, logits = report["stages"][:2]
+        assert hidden["name"] == "representation"
+        for row in (hidden, logits):
+            assert all(value > 0 for value in row["history"][-1]["terms"].values())
+        assert report["student"]["vocabulary"] != report["teacher"]["vocabulary"]
+        assert report["targets"]["rows"] == report["targets"]["teacher_forward_rows"]
+        folder = f"{report['run_dir']}/student"
+        assert type(load_tokenizer(folder).backend_tokenizer.model).__name__ == "WordPiece"
 
 
 def test_an_encoder_is_distilled_without_labels_and_loads_as_one(
