@@ -26,9 +26,10 @@ import pytest
 
 from xdray.config import Config, TaskConfig
 from xdray.configfile import make_config
+from xdray.kinds import task_class
 from xdray.labels import LabelSet, label_set_of
 from xdray.sample import tiny_corpus
-from xdray.task import Task, task_class
+from xdray.task import Task
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "deberta-v2")
 VOCABULARY = 400

@@ -8,11 +8,12 @@ from conftest import MakeTeacher, tagging_task
 from xdray.alignment import StretchHidden, match_characters, under_own_tokens
 from xdray.batches import Batch, collate
 from xdray.config import TaskConfig
+from xdray.kinds import task_class
 from xdray.labels import LabelSet
 from xdray.learner import Observed
 from xdray.sentences import TextPair
 from xdray.stages import Term
-from xdray.task import own_tokens, task_class
+from xdray.task import own_tokens
 from xdray.terms import term_loss
 from xdray.tokenised import Tokens, stretches
 from xdray.tokens import Encoded, encode_texts, load_tokenizer

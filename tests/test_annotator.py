@@ -157,7 +157,7 @@ def test_files_are_equal_to_the_bit_whatever_the_order_and_the_neighbours(
     for thread in threads:
         thread.join()
     assert max(most) == 1  # a teacher is not for two threads at once
-    assert len(files(at_once)) == 1 + 3 * len(tasks)
+    assert len(files(at_once)) == 3 * len(tasks)
     assert files(at_once) == files(in_turn)
 
 

@@ -157,7 +157,7 @@ def test_the_keys_of_the_config_are_a_decision():
         "run": "folder seed start_from",
         "task": "kind labels max_answer multi_label null_answers null_margin overlap window",
         "data": "dev scheme test train transfer",
-        "tokens": "max_length vocabulary words",
+        "tokens": "max_length pieces tokenizer vocabulary words",
         "teacher": "batch_tokens dtype finetune labels model replicas",
         "targets": "codec delivery shard_sentences store",
         "student": (

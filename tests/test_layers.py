@@ -17,7 +17,8 @@ PACKAGE = ROOT / "xdray"
 # A module imports only from rows above its own, never sideways.
 ROWS = (
     ("errors", "modeling_bilstm", "config_data", "sentences", "agreement", "tokenised"),
-    ("config_recipe", "config_search", "windows", "words"),
+    ("config_recipe", "config_search", "words"),
+    ("windows",),
     (
         "config",
         "labels",
@@ -48,10 +49,11 @@ ROWS = (
         "pictures",
     ),
     ("corpus", "runs", "cluster", "tokens", "stage_files", "space", "pages", "recipes", "loader"),
-    ("alignment",),
+    ("alignment", "questions"),
     ("tagged", "targets", "task", "vocabulary", "proposals", "search_pictures"),
     (
         "encoders",
+        "kinds",
         "tasks.tagging",
         "tasks.classification",
         "tasks.regression",
@@ -59,7 +61,7 @@ ROWS = (
         "tasks.encoding",
     ),
     ("teacher", "student", "terms"),
-    ("evaluation", "annotator", "steps", "reading"),
+    ("evaluation", "annotator", "steps", "reading", "saving"),
     ("training", "sources", "starts", "checks"),
     ("learning", "annotation", "planning", "prediction", "report"),
     ("assessment", "trials", "search_report", "suite"),

@@ -16,7 +16,8 @@ from xdray.corpus import Sentence
 from xdray.errors import XdrayError
 from xdray.labels import LabelSet
 from xdray.prediction import Predictor, predict_files, task_of_model
-from xdray.student import build_student, load_student, save_student
+from xdray.saving import load_student, save_student
+from xdray.student import build_student
 from xdray.tokens import encode, load_tokenizer
 from xdray.words import split_words
 

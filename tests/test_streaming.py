@@ -16,12 +16,12 @@ from xdray.config import Config
 from xdray.corpus import inline_shards
 from xdray.distillation import annotate_only, distill
 from xdray.errors import ConfigError
+from xdray.kinds import load_task, with_labels
 from xdray.planning import make_plan
 from xdray.reading import read_lengths
 from xdray.runs import open_run
 from xdray.sentences import Sentence
 from xdray.sources import StreamedSource
-from xdray.task import load_task, with_labels
 from xdray.tokenised import Tokens
 
 STAGES = {

@@ -23,12 +23,8 @@ from xdray.modeling_bilstm import (
     FastDropout,
     reversed_positions,
 )
-from xdray.student import (
-    Student,
-    build_student,
-    load_student,
-    save_student,
-)
+from xdray.saving import load_student, save_student
+from xdray.student import Student, build_student
 
 LABELS = LabelSet(("O", "B-LOC", "I-LOC"))
 TAGGER = "AutoModelForTokenClassification"

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from xdray.config import TaskConfig
 from xdray.config_data import SourceConfig
 from xdray.errors import ConfigError, CorpusError
+from xdray.kinds import task_class, task_kinds
 from xdray.labels import LabelSet
 from xdray.sentences import Sentence, TextPair
-from xdray.task import Task, task_class, task_kinds
+from xdray.task import Task
 from xdray.tasks.answering import Asked, Said
 from xdray.tokenised import Tokens, token_types
 from xdray.tokens import encode_texts, load_tokenizer

@@ -117,6 +117,8 @@ def open_store(run: Run, teacher: str, task: Task) -> TargetStore:
         "dtype": dtype,
         "labels": list(task.labels.names),
     }
+    if task.teacher_labels:  # the order in which its scores are read
+        identity["teacher_labels"] = list(task.teacher_labels)
     return TargetStore(config.targets.store, identity)
 
 

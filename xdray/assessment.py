@@ -26,13 +26,14 @@ from xdray.evaluation import (
     retention_interval,
 )
 from xdray.header import read_header
+from xdray.kinds import load_task, with_labels
 from xdray.labels import LabelSet
 from xdray.learner import Learner, logits_of, model_inputs
 from xdray.learning import Scorer
+from xdray.saving import load_student
 from xdray.sessions import LocalSession
-from xdray.student import load_student
 from xdray.targets import TargetView
-from xdray.task import Reading, Task, load_task, with_labels
+from xdray.task import Reading, Task
 from xdray.teacher import load_teacher
 from xdray.tokens import load_tokenizer
 from xdray.vocabulary import compare_segmentation
@@ -130,15 +131,25 @@ def teacher_scores(
 def score_model(config: Config, folder: str, split: str) -> dict[str, Any]:
     """Scores of any folder of a model for the task, student or teacher, with its tokenizer."""
     task = load_task(config)
-    names = read_header(folder).tags
+    own = config.teacher.model is not None and folder == config.teacher.model
+    names = (own and task.teacher_labels) or read_header(folder).tags
     if not task.labels:
         task = with_labels(task, LabelSet(names))
     mapping = task.labels.mapping_from(names, folder) if task.named_labels else None
     model = FinishedModel(folder, task, mapping)
     task = task.as_saved(model.model.config.to_dict())
-    data = task.read(getattr(config.data, split), split)
-    scorer = Scorer(data.sentences, load_tokenizer(folder), task, LocalSession(None))
-    return scorer(model)
+    tokenizer, chosen = load_tokenizer(folder), None
+
+    def scorer_of(name: str) -> Scorer:
+        sentences = task.read(getattr(config.data, name), name).sentences
+        return Scorer(sentences, tokenizer, task, LocalSession(None))
+
+    scorer = scorer_of(split)
+    if task.chooses:
+        dev = scorer if split == "dev" else scorer_of("dev")
+        chosen = task.choose(dev.golds, dev.predict(model))
+    decided = task.decide(scorer.predict(model), chosen)
+    return task.scores(scorer.golds, decided, scorer.languages)
 
 
 def evaluate_model(config: Config, model: str | None, split: str) -> dict[str, Any]:

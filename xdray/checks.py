@@ -12,13 +12,14 @@ from xdray.config_data import DataConfig, SourceConfig
 from xdray.corpus import places_of_sources
 from xdray.errors import ConfigError
 from xdray.header import ModelHeader, read_header
+from xdray.kinds import load_task
 from xdray.labels import LabelSet, label_set_of
 from xdray.places import Place
 from xdray.readers import class_names
 from xdray.reading import own_tokenizer
 from xdray.recipes import plan_stages
 from xdray.stages import Stage
-from xdray.task import Task, load_task
+from xdray.task import Task
 from xdray.tokens import fingerprint, load_tokenizer
 
 
@@ -83,8 +84,8 @@ def _check_heads(config: Config, header: ModelHeader, stages: Sequence[Stage]) -
                 f"{header.num_heads} of the teacher; set heads: average in it, give the student as "
                 "many (student.heads), or use a relations term"
             )
-        wrong = width % term.relation_heads or header.width % term.relation_heads
-        if term.loss == "relations" and wrong:
+        asked = term.relation_heads or 1
+        if term.loss == "relations" and (width % asked or header.width % asked):
             raise ConfigError(
                 f"recipe: relation_heads = {term.relation_heads} does not divide both widths, "
                 f"{width} of the student and {header.width} of the teacher"

@@ -132,6 +132,8 @@ def _add_predict(verbs: Any) -> None:
     parser.add_argument("--shard-sentences", type=int, default=4096, help="sentences a call")
     parser.add_argument("--text", default="text", help="column with the text")
     parser.add_argument("--pair", help="column with a second text, or the context of a question")
+    parser.add_argument("--format", help="of the files, where their ending does not say it")
+    parser.add_argument("--no-header", action="store_true", help="table: columns are numbers")
     parser.set_defaults(run=_predict)
 
 
@@ -241,7 +243,8 @@ def _suite(args: argparse.Namespace) -> Result:
 def _predict(args: argparse.Namespace) -> Result:
     from xdray.prediction import predict_files
 
-    columns = {"text": args.text, "pair": args.pair}
+    columns = {"text": args.text, "pair": args.pair, "header": not args.no_header}
+    columns |= {"format": args.format} if args.format else {}
     return predict_files(
         args.model, args.input, args.output, args.replicas, args.shard_sentences, columns
     )

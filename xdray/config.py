@@ -323,6 +323,8 @@ class Config(Section):
         timed = "latency_ms" in self.search.objectives or self.search.max_latency_ms is not None
         if timed and not self.evaluation.latency:
             raise ValueError("search by latency needs evaluation.latency: true")
+        if self.targets.delivery == "streamed":
+            raise ValueError("search: trials share one store; set targets.delivery: stored")
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@
 """
 
 import difflib
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -44,13 +44,14 @@ class TermConfig(Section):
     layer: int | None = None
     """Teacher layer that the student's last imitates (0: embedding output); null: recipe.layer, of
     attention and relations the last."""
-    layers: Literal["all"] | dict[int, int] | None = None
+    layers: Literal["all"] | Annotated[dict[int, int], Field(min_length=1)] | None = None
     """In place of `layer`: student layer to teacher layer, a term each. all: every layer of the
     student, and for hidden its embedding output, to as many of the teacher's last (P2)."""
     heads: Literal["same", "average"] = "same"
     """attention: both sides have as many heads; or maps are averaged over them."""
-    relation_heads: int = Field(default=12, gt=0)
-    """relations: heads that both sides' vectors are cut into."""
+    relation_heads: int | None = Field(default=None, gt=0)
+    """relations: heads that both sides' vectors are cut into; null: as many as divide both widths,
+    12 at most."""
     normalise: bool | None = None
     """Divide by the variance of what is imitated, so that weights compare; null: with `layers`, and
     for attention."""
@@ -152,8 +153,8 @@ class RecipeConfig(Section):
 
     name: str = "staged_unfreezing"
     """labels (P1 D0-S), joint_logits (D1), joint (D2), staged_joint (D3.1), staged_joint_unfreezing
-    (D3.2), staged (D4.1), staged_unfreezing (D4.2), universal (P2: all layers and attention first);
-    with `stages`, any name."""
+    (D3.2), staged (D4.1), staged_unfreezing (D4.2), universal (P2: all layers first, with the
+    relations of MiniLMv2 in place of attention maps); with `stages`, any name."""
     layer: int | None = None
     """Teacher layer that hidden terms imitate; null: the middle one (P1 table 8: nearly flat)."""
     distance: Literal["mse", "kl"] = "mse"

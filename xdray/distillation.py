@@ -16,6 +16,7 @@ from xdray.config import Config
 from xdray.corpus import Labelled, TransferPlan, plan_transfer, text_keys
 from xdray.errors import ConfigError
 from xdray.header import ModelHeader, read_header
+from xdray.kinds import load_task, with_labels
 from xdray.learning import (
     Lesson,
     control_epochs,
@@ -28,12 +29,13 @@ from xdray.planning import make_plan
 from xdray.recipes import finetune_stage, label_stage, plan_stages
 from xdray.report import loading_example, model_card, summary_table, write_report
 from xdray.runs import Run, open_run
+from xdray.saving import check_saved, load_student, save_student
 from xdray.sessions import LocalSession
 from xdray.stages import Stage, needed_layers
 from xdray.starts import prepare_start
 from xdray.storage import fingerprint
-from xdray.student import Student, check_saved, load_student, save_student
-from xdray.task import Task, load_task, with_labels
+from xdray.student import Student
+from xdray.task import Task
 from xdray.teacher import best_dtype, default_device, model_folder, save_finetuned
 from xdray.tokenised import Signal
 from xdray.tokens import fingerprint as tokenizer_fingerprint

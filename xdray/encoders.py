@@ -9,20 +9,26 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from xdray.errors import ConfigError
 from xdray.learner import quiet_transformers
 from xdray.task import Task
 
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
 
-def load_encoder(folder: str, task: Task) -> Any:
+
+def load_encoder(folder: str, task: Task, dropout: float) -> Any:
     """Load an encoder under a fresh head for a task. Raises ConfigError."""
     try:
         with quiet_transformers():
+            shape = AutoConfig.from_pretrained(folder, **task.model_settings)
+            for name in DROPOUTS:
+                if hasattr(shape, name):
+                    setattr(shape, name, dropout)
             return getattr(transformers, task.model_class).from_pretrained(
                 folder,
-                **task.model_settings,
+                config=shape,
                 dtype=torch.float32,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,

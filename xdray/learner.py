@@ -82,6 +82,12 @@ def logits_of(output: Any) -> Tensor:
     return output.logits if "logits" in output else output.last_hidden_state[:, 0, :0]
 
 
+def mean_state(output: Any, mask: Tensor) -> Tensor:
+    """(B, W) mean of the last hidden states over the tokens that are there. mask: (B, T)."""
+    real = mask[..., None].to(output.last_hidden_state.dtype)
+    return (output.last_hidden_state * real).sum(1) / real.sum(1).clamp(min=1)
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bar and loading report off the terminal: we say it ourselves."""

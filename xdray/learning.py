@@ -220,7 +220,7 @@ def _run(
     if session.device == "cpu":
         torch.set_num_threads(lesson.threads)
     config, task = lesson.config, lesson.task
-    train_tokens, cut_words = labelled_tokens(config, "train", tokenizer, task)
+    train_tokens, cut_words, unmarked = labelled_tokens(config, "train", tokenizer, task)
     train = LabelledSource(train_tokens)
     dev = task.read(config.data.dev, "dev").sentences
     log_file = Path(config.run.folder) / "log.txt" if session.rank == 0 else None
@@ -232,6 +232,8 @@ def _run(
     with console:
         if cut_words:
             console.say(f"train: {cut_words} words cut off at tokens.max_length, not learnt from")
+        if unmarked:
+            console.say(f"train: {unmarked} questions whose answer no window holds whole")
         training = Training(
             stages=lesson.stages,
             keys=chain_keys(lesson.stages, lesson.base),
@@ -251,12 +253,12 @@ def _run(
 
 def labelled_tokens(
     config: Config, split: str, tokenizer: PreTrainedTokenizerFast, task: Task
-) -> tuple[Tokens, int]:
-    """Tokens of a labelled split with gold, and the number of words cut off."""
+) -> tuple[Tokens, int, int]:
+    """Tokens of a labelled split with gold, words cut off, and units whose gold is not there."""
     sentences = task.read(getattr(config.data, split), split).sentences
     tokens, cut_words = task.tokens(tokenizer, sentences)
     tokens.labels = task.label_array(tokens, sentences)
-    return tokens, cut_words
+    return tokens, cut_words, task.unmarked(tokens.labels, sentences)
 
 
 def start_student(lesson: Lesson, tokenizer: PreTrainedTokenizerFast) -> Student:
@@ -293,7 +295,7 @@ def control_epochs(lesson: Lesson, rows: Sequence[Mapping[str, Any]], loss: str)
     with_labels = {stage.name for stage in lesson.stages if stage.by_dev}
     steps = sum(row["steps"] for row in rows if row["name"] in with_labels)
     tokenizer = load_tokenizer(lesson.start)
-    tokens, _ = labelled_tokens(config, "train", tokenizer, lesson.task)
+    tokens, _, _ = labelled_tokens(config, "train", tokenizer, lesson.task)
     source = LabelledSource(tokens)
     training = config.training
     plan = BatchPlan(

@@ -67,6 +67,15 @@ class Loader:
             self._reader[1].close()
             self._reader = None
 
+    def endless(self, start: int) -> Iterator[Batch]:
+        """Batches epoch after epoch, from batch `start` of all on."""
+        epoch = 0
+        while start >= (steps := self.num_steps(epoch)):
+            start, epoch = start - steps, epoch + 1
+        while True:
+            yield from self.batches(epoch, start)
+            start, epoch = 0, epoch + 1
+
     def held_out(self) -> list[Batch]:
         """Return the held-out sentences of this rank, as batches of one shard each."""
         batches = []

@@ -129,13 +129,17 @@ def attention_loss(maps: Tensor, teacher_maps: Tensor, mask: Tensor) -> Tensor:
     return (error / (lengths * maps.shape[1])).sum()
 
 
-def relation_loss(vectors: Tensor, teacher_vectors: Tensor, mask: Tensor, heads: int) -> Tensor:
+def relation_loss(
+    vectors: Tensor, teacher_vectors: Tensor, mask: Tensor, heads: int | None
+) -> Tensor:
     """KL to the teacher's relations among queries, among keys and among values, summed over rows.
 
     vectors, teacher_vectors: (B, T, 3 W), the widths may differ; both are cut into `heads`
-    relation heads (Wang et al. 2021, MiniLMv2, section 3.1). mask: (B, T). In nats, mean over heads
-    and the three relations.
+    relation heads (Wang et al. 2021, MiniLMv2, section 3.1), None: `common_heads`. mask: (B, T). In
+    nats, mean over heads and the three relations.
     """
+    if heads is None:
+        heads = common_heads(vectors.shape[-1] // 3, teacher_vectors.shape[-1] // 3)
     total = vectors.new_zeros(())
     for ours, theirs in zip(_heads(vectors, heads), _heads(teacher_vectors, heads), strict=True):
         logs, targets = (
@@ -147,6 +151,11 @@ def relation_loss(vectors: Tensor, teacher_vectors: Tensor, mask: Tensor, heads:
         divergence = functional.kl_div(logs, targets, reduction="none", log_target=True).sum(-1)
         total = total + (divergence * mask[:, None, :]).sum()
     return total / (3 * heads)
+
+
+def common_heads(width: int, other: int) -> int:
+    """Heads that divide both widths, the most up to 12 (MiniLMv2's own number)."""
+    return max(heads for heads in range(1, 13) if width % heads == other % heads == 0)
 
 
 def _heads(vectors: Tensor, heads: int) -> tuple[Tensor, ...]:

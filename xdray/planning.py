@@ -23,13 +23,13 @@ from xdray.config_data import TransferConfig
 from xdray.corpus import places_of_sources
 from xdray.errors import ConfigError
 from xdray.header import ModelHeader, resolve_model
+from xdray.kinds import load_task
 from xdray.places import Place, Span, open_place
 from xdray.readers import read_rows
 from xdray.recipes import plan_stages
 from xdray.sentences import text_of
 from xdray.stages import needed_layers
 from xdray.storage import free_space, size
-from xdray.task import load_task
 from xdray.tokenised import Signal
 
 BYTES_PER_VALUE = {"float32": 4, "float16": 2, "int8": 1}

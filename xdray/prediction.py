@@ -21,11 +21,12 @@ from xdray.corpus import Sentence, Shard, plan_transfer, read_shard
 from xdray.errors import ConfigError
 from xdray.forwarding import predict_logits
 from xdray.header import read_header, resolve_model
+from xdray.kinds import task_class
 from xdray.labels import LabelSet
-from xdray.learner import logits_of, model_inputs
+from xdray.learner import logits_of, mean_state, model_inputs
 from xdray.resources import pool_plan
-from xdray.student import load_student
-from xdray.task import Task, task_class
+from xdray.saving import load_student
+from xdray.task import Task
 from xdray.tokenised import Tokens
 from xdray.tokens import load_tokenizer, pad_id_of
 
@@ -55,12 +56,15 @@ class Predictor:
         return self.task.records(self._logits, self.tokenizer, sentences)
 
     def _logits(self, tokens: Tokens) -> NDArray[np.float32]:
+        has_head = self.task.has_gold
+        width = len(self.task.labels) if has_head else int(self.model.config.hidden_size)
+
         def forward(input_ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
             inputs = model_inputs(self.model, input_ids, mask, types)
-            return logits_of(self.model(**{k: v.to(self.device) for k, v in inputs.items()}))
+            output = self.model(**{k: v.to(self.device) for k, v in inputs.items()})
+            return logits_of(output) if has_head else mean_state(output, mask.to(self.device))
 
-        pad_id = pad_id_of(self.tokenizer)
-        return predict_logits(forward, tokens, BATCH_TOKENS, pad_id, len(self.task.labels))
+        return predict_logits(forward, tokens, BATCH_TOKENS, pad_id_of(self.tokenizer), width)
 
 
 def predict_files(
@@ -86,7 +90,7 @@ def predict_files(
     sources = TransferConfig(
         sources=[SourceConfig(path=name, **(columns or {})) for name in inputs]
     )
-    plan = plan_transfer(sources, frozenset(), shard_sentences, 0, task.windows, in_order=True)
+    plan = plan_transfer(sources, frozenset(), shard_sentences, 0, in_order=True)
     config = ClusterConfig()
     pool = pool_plan(available(config), replicas, len(plan.shards))
     kwargs = {
@@ -152,6 +156,8 @@ def task_of_model(model: str) -> Task:
 def _kind_of(values: Mapping[str, Any]) -> str:
     """Kind of task of a model that xdray has not saved, by its head."""
     name = next(iter(values.get("architectures") or []), "no architecture")
+    if name.endswith("Model"):
+        return "encoding"
     heads = {
         "ForTokenClassification": "tagging",
         "ForQuestionAnswering": "answering",

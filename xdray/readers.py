@@ -21,6 +21,7 @@ from xdray.sentences import Content, TextPair, text_of
 from xdray.windows import Windows
 
 BATCH_ROWS = 2048
+NO_COLUMNS = {"text", "conll", "tsv"}
 PREFIXED_TAG = re.compile(r"([^:\s]+):(O|[BIES]-.+)")
 
 
@@ -43,6 +44,11 @@ def read_rows(span: Span, gold: str = "") -> Iterator[Row]:
     none.
     """
     place = span.place
+    if place.format in NO_COLUMNS and (place.pair or place.text != "text"):
+        raise CorpusError(
+            f"{place}: read as {place.format}, which has no columns, but `text` or `pair` names "
+            "one; set its `format` (predict: --format), e.g. table for columns between tabs"
+        )
     rows = READERS[place.format](span, gold)
     if span.stop is None and place.rows is not None:
         rows = itertools.islice(rows, *place.rows)

@@ -28,6 +28,11 @@ def plan_stages(config: Config, num_teacher_layers: int) -> list[Stage]:
             its for term in stage.terms for its in _terms(term, layer, num_teacher_layers, config)
         ]
         plan += _sub_steps(stage, tuple(terms), config)
+    if not plan:
+        raise ConfigError(
+            f"recipe: '{recipe.name}' has no stage for task.kind: {config.task.kind}, which has no "
+            "labels; take universal, or write stages out"
+        )
     return plan
 
 
@@ -237,7 +242,9 @@ def _layer_steps(stage: StageConfig, terms: tuple[Term, ...], config: Config) ->
                 f"recipe stage '{stage.name}': layerwise, but no term is of student layer {layer}; "
                 "use layers: all"
             )
-        free = ["projection", f"layer_{layer}", *(["embedding"] if layer == 1 else [])]
+        mapped = any(term.loss == "hidden" for term in its)
+        free = [*(["projection"] if mapped else []), f"layer_{layer}"]
+        free += ["embedding"] if layer == 1 else []
         alone = stage.model_copy(update={"layerwise": False, "trainable": free})
         (step,) = _sub_steps(alone, its, config)
         steps.append(replace(step, name=f"{stage.name} layer {layer}"))

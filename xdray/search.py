@@ -105,8 +105,11 @@ def make_course(
     """Prepare what trials start from: an embedding table for each width and start of the space."""
     config = settled(run)
     starts: dict[str, tuple[str, str]] = {}
-    for fields in space.part("student.embedding").combinations():
+    fields_of_starts = ("student.embedding", "student.start", "student.layers")
+    for fields in space.part(*fields_of_starts).combinations():
         its = trial_config(config, fields)
+        if start_key(its) in starts:
+            continue
         folder = run.path("starts", start_key(its))
         prepare_start(its, folder, teacher, corpus.task, view, corpus.splits["train"].sentences)
         starts[start_key(its)] = str(folder), tokenizer_fingerprint(load_tokenizer(str(folder)))

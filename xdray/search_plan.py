@@ -20,6 +20,7 @@ from xdray.config import Config
 from xdray.config_search import SearchConfig
 from xdray.figures import count, ms, seconds
 from xdray.header import ModelHeader
+from xdray.kinds import load_task, with_labels
 from xdray.labels import LabelSet
 from xdray.planning import make_plan, print_plan
 from xdray.recipes import plan_stages
@@ -28,7 +29,6 @@ from xdray.space import Fields, Space, check_space, space_of, trial_config
 from xdray.stages import Stage
 from xdray.steps import Stepper
 from xdray.student import Student, build_student
-from xdray.task import load_task, with_labels
 from xdray.tokens import load_tokenizer
 from xdray.trial_pool import SHAPES_AHEAD, concurrency, refusal, search_of, shown, timed_length
 from xdray.trials import start_key, student_costs

@@ -93,13 +93,13 @@ class Space:
         """Return a combination, fields drawn apart from each other."""
         return {name: domain.draw(rng) for name, domain in self.domains.items()}
 
-    def part(self, prefix: str) -> "Space":
+    def part(self, *prefixes: str) -> "Space":
         """Return the fields that begin so; of a range its low end."""
         return Space(
             {
                 name: domain if isinstance(domain, Choice) else Choice((domain.low,))
                 for name, domain in self.domains.items()
-                if name.startswith(prefix)
+                if name.startswith(prefixes)
             }
         )
 

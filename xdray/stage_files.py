@@ -1,6 +1,8 @@
-"""Finished stages on disk: NN-NAME/ with the student's weights and the row of the report."""
+"""Stages on disk: where one stands; finished ones, NN-NAME/ with weights and row of the report."""
 
 import json
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,22 @@ from xdray.stages import Stage
 from xdray.storage import write_bytes_atomic
 
 WEIGHTS = "student.safetensors"
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a sub-step stands; all of it is in a checkpoint."""
+
+    epoch: int = 0
+    step: int = 0
+    """Steps done in this epoch."""
+    total_steps: int = 0
+    bad_epochs: int = 0
+    best: float = -math.inf
+    seconds: float = 0.0
+    forwarded: int = 0
+    """Rows that the teacher was run for meanwhile, where targets are streamed."""
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def stage_folder(index: int, stage: Stage) -> str:

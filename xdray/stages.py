@@ -30,7 +30,7 @@ class Term:
     pieces: str = "first"
     """Of a stretch of the student's own tokens: "first", or the "mean" of all."""
     heads: str = "same"
-    relation_heads: int = 1
+    relation_heads: int | None = None
     normalise: bool = False
 
     @property

@@ -49,7 +49,10 @@ class Stepper:
         """Of the last step."""
         self._losses: nn.Module = StepLosses(student, stage.terms, task)
         if session.world_size > 1:
-            self._losses = DistributedDataParallel(self._losses, broadcast_buffers=False)
+            # losses of some layers leave others without a gradient
+            self._losses = DistributedDataParallel(
+                self._losses, broadcast_buffers=False, find_unused_parameters=True
+            )
 
     def normalise(self, batches: Sequence[Batch]) -> None:
         """Find the variances of what the terms imitate, over these batches of all ranks."""
@@ -57,7 +60,19 @@ class Stepper:
             if not term.normalise:
                 continue
             found = [target_moments(term, batch, self.student.heads) for batch in batches]
-            moments = torch.stack(found).sum(0)
+            widths = [its.shape[1] for its in found[:1]]
+            sizes = torch.tensor([len(widths), sum(widths)], device=self.session.device)
+            self.session.all_sum(sizes)  # a rank may have no held-out sentence
+            ranks, width = sizes.tolist()
+            if not ranks:
+                raise TrainingError(
+                    f"stage {self.stage.name}: no held-out sentence to see how much the target of "
+                    f"{term.long_name} varies; raise training.held_out, or set normalise: false"
+                )
+            nothing = torch.zeros(
+                3, width // ranks, dtype=torch.float64, device=self.session.device
+            )
+            moments = torch.stack([nothing, *found]).sum(0)
             self.session.all_sum(moments)
             mean, square = moments[0] / moments[2], moments[1] / moments[2]
             self.variances[number] = float((square - mean.square()).mean().clamp(min=1e-12))

@@ -9,34 +9,26 @@ layers, C labels.
 """
 
 import copy
-import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     ElectraConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from xdray.config import StudentConfig
 from xdray.encoders import captured_qkv, encoder_stack, load_encoder
-from xdray.errors import ExportError
 from xdray.learner import (
     Learner,
     Observed,
     Wanted,
     logits_of,
     model_inputs,
-    quiet_transformers,
 )
 from xdray.modeling_bilstm import (
     BiLstmConfig,
@@ -64,7 +56,7 @@ class Student(Learner):
     """A model in training: the Hugging Face model, and what only training needs.
 
     A BiLSTM has its projection to the teacher's width inside. A Transformer's stands beside it, for
-    hidden losses alone: it is not under the head, and it is not saved.
+    hidden losses alone, and is not saved.
     """
 
     def __init__(
@@ -136,7 +128,7 @@ class Student(Learner):
         losses reach it), layer_n ... layer_1, embedding. Each parameter is in exactly one.
         """
         model: Any = self.model
-        groups: dict[str, list[nn.Parameter]] = {"head": _parameters(*self.head())}
+        groups: dict[str, list[nn.Parameter]] = {"head": _parameters(*self.head(), *self.above())}
         if self.projection is None:
             groups["projection"] = _parameters(model.projection)
             groups["encoder"] = _parameters(model.encoder)
@@ -152,6 +144,12 @@ class Student(Learner):
         """What stands above the encoder and, in a BiLSTM, the projection."""
         names = ("classifier", "qa_outputs")
         return [getattr(self.model, name) for name in names if hasattr(self.model, name)]
+
+    def above(self) -> list[nn.Module]:
+        """What stands between encoder and head; a fresh head leaves its weights alone."""
+        model: Any = self.model
+        found = [getattr(model.base_model, "pooler", None), getattr(model, "pre_classifier", None)]
+        return [module for module in found if module is not None]
 
     def reset_head(self, seed: int) -> None:
         """Give the head fresh weights, in place, the same for the same seed."""
@@ -226,7 +224,7 @@ def build_student(
             projection = _projection(config, config.hidden, teacher_width)
         else:
             assert encoder is not None
-            model = load_encoder(encoder, task)
+            model = load_encoder(encoder, task, config.dropout)
             width = int(model.config.hidden_size)
             projection = nn.Identity()  # of equal widths there is no map (P2)
             if width != teacher_width:
@@ -235,7 +233,6 @@ def build_student(
     if embeddings is not None and config.kind != "encoder":
         table = model.get_input_embeddings().weight
         assert isinstance(table, Tensor)
-        assert embeddings.shape == table.shape, (embeddings.shape, table.shape)
         with torch.no_grad():
             table.copy_(_unit_size(embeddings) if config.kind == "bilstm" else embeddings)
     return Student(model, projection, max_length, between, teacher_heads)
@@ -265,86 +262,3 @@ def _unit_size(embeddings: Tensor) -> Tensor:
     embeddings are added to them, and the sum is normalised.
     """
     return embeddings / embeddings.square().mean().sqrt().clamp(min=1e-12)
-
-
-def save_student(
-    student: Student,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: str | Path,
-    card: str | None = None,
-) -> None:
-    """Write a Hugging Face folder: weights (safetensors), config, tokenizer, card as README.md.
-
-    The folder appears whole or not at all, in place of one that is there. The tokenizer pads at the
-    end and cuts to the student's max_length. A BiLSTM's folder holds its modelling file, for
-    `trust_remote_code`.
-    """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.padding_side = "right"
-    tokenizer.model_max_length = student.max_length
-    try:
-        with quiet_transformers():
-            student.model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-        if card is not None:
-            (unfinished / "README.md").write_text(card, encoding="utf-8")
-        for path in unfinished.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        _put_in_place(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _put_in_place(unfinished: Path, folder: Path) -> None:
-    if not folder.exists():
-        unfinished.rename(folder)
-        return
-    old = unfinished.with_name(f"{unfinished.name}.old")
-    folder.rename(old)
-    unfinished.rename(folder)
-    shutil.rmtree(old)
-
-
-def load_student(folder: str | Path, model_class: str) -> PreTrainedModel:
-    """Load the model that `save_student` wrote, in eval mode.
-
-    Raises ExportError when there is none, or when weights are missing.
-    """
-    try:
-        with quiet_transformers():
-            model, loading = getattr(transformers, model_class).from_pretrained(
-                folder, local_files_only=True, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise ExportError(f"{folder}: no student can be loaded from it: {reason}") from error
-    if loading["missing_keys"]:
-        raise ExportError(
-            f"{folder}: weights are missing: {sorted(loading['missing_keys'])}; export it again"
-        )
-    return model
-
-
-def check_saved(student: Student, reloaded: PreTrainedModel, folder: Path) -> None:
-    """Raise ExportError unless the saved student repeats the logits of the one in memory."""
-    student = student.to("cpu").eval()
-    ids = torch.arange(min(64, reloaded.config.vocab_size) // 2 * 2).reshape(2, -1)
-    mask = torch.ones_like(ids)
-    mask[1, ids.shape[1] // 2 :] = 0
-    with torch.inference_mode():
-        ours, theirs = (
-            model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-            for model in (student.model, reloaded)
-        )
-        pairs = [(logits_of(ours), logits_of(theirs))]
-        pairs += [(ours.hidden_states[-1], theirs.hidden_states[-1])]
-        difference = max(float((a - b).abs().amax()) for a, b in pairs if a.numel())
-    if not difference <= 1e-5:
-        raise ExportError(
-            f"{folder}: the reloaded student's logits differ by {difference:.2g}, expected none; "
-            "delete the folder and run again"
-        )

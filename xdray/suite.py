@@ -21,14 +21,14 @@ from xdray.configfile import load_config, with_fields
 from xdray.console import Console
 from xdray.errors import ConfigError
 from xdray.header import read_header
+from xdray.kinds import load_task, with_labels
 from xdray.learning import Lesson, Scorer, finetune
 from xdray.recipes import finetune_stage
 from xdray.resources import pool_plan
 from xdray.sessions import LocalSession
 from xdray.stage_files import load_last
 from xdray.storage import fingerprint, write_bytes_atomic
-from xdray.task import load_task, with_labels
-from xdray.teacher import TeacherLearner, model_folder, teacher_fingerprint
+from xdray.teacher import TeacherLearner, best_dtype, model_folder, teacher_fingerprint
 from xdray.tokens import fingerprint as tokenizer_fingerprint
 from xdray.tokens import load_tokenizer
 from xdray.workers import enter, keep_few_shapes, trim_memory
@@ -50,6 +50,8 @@ class Cell:
     """Name of the task's config file."""
     config: Config
     folder: str
+    text: str
+    """Fingerprint of the labelled text."""
 
     def __str__(self) -> str:
         """As errors name it."""
@@ -58,10 +60,11 @@ class Cell:
     @property
     def key(self) -> str:
         """32 hex characters: of all that decides the cell's score."""
-        config = self.config.model_dump(mode="json", include={"task", "data", "tokens", "teacher"})
+        sections = {"task", "data", "tokens", "teacher", "training"}
+        config = self.config.model_dump(mode="json", include=sections)
         model = teacher_fingerprint(self.model)
         metric = self.config.evaluation.metric
-        return fingerprint([config, self.config.run.seed, model, self.fresh, metric])
+        return fingerprint([config, self.text, self.config.run.seed, model, self.fresh, metric])
 
 
 class SuiteWorker:
@@ -142,12 +145,15 @@ def evaluate_suite(
     of them.
     """
     started = time.monotonic()
-    cells = [
-        cell
-        for path in tasks
-        for name, model in encoders.items()
-        for cell in _cells(load_config(path, overrides), path, name, model, seeds, output)
-    ]
+    stems = [Path(path).stem for path in tasks]
+    if not stems or len(set(stems)) < len(stems):
+        raise ConfigError(f"evaluate_suite: tasks {stems}, expected config files of unlike names")
+    cells: list[Cell] = []
+    for path in tasks:
+        its = _settled(load_config(path, overrides))
+        text = _text_of(its)
+        for name, model in encoders.items():
+            cells += _cells(its, path, name, model, seeds, output, text)
     config = cells[0].config.cluster
     known = {cell.folder: found for cell in cells if (found := _known(cell)) is not None}
     missing = [cell for cell in cells if cell.folder not in known]
@@ -167,8 +173,8 @@ def evaluate_suite(
                 f"seed {found['seed']}: {found['metric']} {found['test']:.4f}, "
                 f"{found['seconds']:.0f} s"
             )
-        rows = summarise_suite(results, list(encoders), [Path(path).stem for path in tasks])
-        console.show(suite_table(rows, [Path(path).stem for path in tasks]))
+        rows = summarise_suite(results, list(encoders), stems)
+        console.show(suite_table(rows, stems))
     report = {
         "run_dir": output,
         "seconds": round(time.monotonic() - started, 2),
@@ -180,7 +186,27 @@ def evaluate_suite(
     return {key: report[key] for key in ("run_dir", "seconds", "seeds", "rows")}
 
 
-def _cells(config: Config, path: str, name: str, model: str, seeds: int, output: str) -> list[Cell]:
+def _settled(config: Config) -> Config:
+    """Config with `training.autocast` worked out."""
+    if config.training.autocast != "auto":
+        return config
+    dtype = best_dtype("cuda" if available(config.cluster).gpus else "cpu")
+    autocast = "bfloat16" if dtype == "bfloat16" else "none"
+    return with_fields(config, {"training.autocast": autocast})
+
+
+def _text_of(config: Config) -> str:
+    """Fingerprint of all labelled text."""
+    task = load_task(config)
+    task = with_labels(task, task.read(config.data.train, "train").labels)
+    splits = ("train", "dev", "test")
+    sentences = [task.read(getattr(config.data, split), split).sentences for split in splits]
+    return fingerprint([[[str(s.content), str(s.gold)] for s in its] for its in sentences])
+
+
+def _cells(
+    config: Config, path: str, name: str, model: str, seeds: int, output: str, text: str
+) -> list[Cell]:
     if config.teacher.finetune is None:
         raise ConfigError(f"{path}: has no teacher.finetune, which says how to fine-tune")
     fresh = model.startswith("fresh:")
@@ -192,7 +218,7 @@ def _cells(config: Config, path: str, name: str, model: str, seeds: int, output:
     for seed in range(seeds):
         folder = str(Path(output, task, name, str(seed)))
         its = with_fields(config, {**fields, "run.seed": seed, "run.folder": folder})
-        cells.append(Cell(name, origin, fresh, task, its, folder))
+        cells.append(Cell(name, origin, fresh, task, its, folder, text))
     return cells
 
 

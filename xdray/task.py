@@ -9,11 +9,9 @@ where windows of a text belong together), C classes.
 """
 
 import abc
-import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -21,12 +19,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xdray.alignment import match_characters
-from xdray.config import Config, TaskConfig
+from xdray.config import TaskConfig
 from xdray.config_data import SourceConfig
 from xdray.corpus import Labelled, labelled_rows, where
 from xdray.errors import ConfigError
 from xdray.labels import LabelSet
 from xdray.places import Place, Row
+from xdray.readers import class_names
 from xdray.sentences import Content, Sentence, TextPair, text_of
 from xdray.tokenised import Tokens
 from xdray.tokens import Encoded, encode_texts
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from xdray.stages import Term
 
 Scores = dict[str, Any]
-FOLDER = Path(__file__).with_name("tasks")
 
 
 class Reading(NamedTuple):
@@ -95,6 +93,8 @@ class Task(abc.ABC):
     """Whether losses see special tokens too."""
     named_labels: ClassVar[bool] = True
     """Whether labels have names that teacher and data must agree on."""
+    head_width: ClassVar[int | None] = None
+    """Scores a row that a model must give; None: one a label."""
     has_gold: ClassVar[bool] = True
     """Whether there is labelled text to learn from and score on."""
     has_classes: ClassVar[bool] = True
@@ -111,6 +111,14 @@ class Task(abc.ABC):
     def model_settings(self) -> dict[str, Any]:
         """What a model's config.json says of the task."""
         return {"id2label": self.labels.id2label, "label2id": self.labels.ids}
+
+    @property
+    def own_metrics(self) -> Sequence[str]:
+        """Names of the metrics that it has with its labels."""
+        return list(self.metrics)
+
+    chooses = False
+    """Whether something is chosen on dev to `decide` by."""
 
     @property
     def windows(self) -> Windows | None:
@@ -137,8 +145,12 @@ class Task(abc.ABC):
         counts: Counter[str] = Counter(empty=0)
         sentences: list[Sentence] = []
         labels = self.labels
+        names: dict[Place, Sequence[str]] = {}
         for place, row, language in labelled_rows(sources, split, self.gold, counts, self.windows):
+            if self.named_labels and place not in names:
+                names[place] = class_names(place, self.gold) or ()
             labels = labels or self.label_set(place)
+            row = row._replace(gold=_named(row.gold, names.get(place, ())))
             gold = self.gold_of(where(place, row), row, labels)
             name = f"{split}-{len(sentences)}"
             sentences.append(Sentence(name, language, row.content, gold))
@@ -187,6 +199,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def label_array(self, tokens: Tokens, sentences: Sequence[Sentence]) -> NDArray[Any]:
         """Gold as the loss takes it: a row a sentence or a token."""
+
+    def unmarked(self, labels: NDArray[Any], sentences: Sequence[Sentence]) -> int:
+        """Units whose gold `label_array` could not find in what is read."""
+        return 0
 
     # losses
 
@@ -303,6 +319,14 @@ class Task(abc.ABC):
         raise NotImplementedError
 
 
+def _named(gold: Any, names: Sequence[str]) -> Any:
+    """Gold with the names that a file's ClassLabel feature gives its ids, in whatever order."""
+    if isinstance(gold, list):
+        return [_named(its, names) for its in gold]
+    known = isinstance(gold, int) and not isinstance(gold, bool) and 0 <= gold < len(names)
+    return names[gold] if known else gold
+
+
 def head_of(sentence: Sentence) -> dict[str, Any]:
     """Id, language and text of a record; a pair has its second text as `pair`."""
     content = sentence.content
@@ -323,40 +347,3 @@ def own_tokens(
     tokens = Tokens(mine.ids, mine.word_ids, mine.offsets, spans=mine.spans)
     tokens.matches = task.match(mine, theirs, contents)
     return task.mark(tokens)
-
-
-def task_kinds() -> list[str]:
-    """Names of the kinds of tasks: the files of tasks/."""
-    return sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
-
-
-def task_class(kind: str) -> type[Task]:
-    """Return the class of a kind. Raises ConfigError."""
-    if kind not in task_kinds():
-        raise ConfigError(f"task.kind = '{kind}': expected one of {', '.join(task_kinds())}")
-    return importlib.import_module(f"xdray.tasks.{kind}").TASK
-
-
-def load_task(config: Config) -> Task:
-    """Return the task of a config, its labels those that the config names. Raises ConfigError."""
-    kind = task_class(config.task.kind)
-    metric = config.evaluation.metric or next(iter(kind.metrics))
-    if metric not in kind.metrics:
-        raise ConfigError(
-            f"evaluation.metric = '{metric}': a {config.task.kind} run has "
-            f"{', '.join(kind.metrics)}"
-        )
-    return kind(
-        labels=kind.given_labels(config.task),
-        metric=metric,
-        settings=config.task,
-        word_rule=config.tokens.words,
-        max_length=config.tokens.max_length,
-        scheme=config.data.scheme,
-        teacher_labels=tuple(config.teacher.labels or ()),
-    )
-
-
-def with_labels(task: Task, labels: LabelSet) -> Task:
-    """Return the task with these labels."""
-    return replace(task, labels=labels)

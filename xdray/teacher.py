@@ -147,11 +147,17 @@ def load_teacher(model: str, task: Task, dtype: torch.dtype, device: str = "cpu"
             f"{model}: no model for {task.kind} can be loaded from it: "
             f"{' '.join(str(error).split())}; expected what save_pretrained writes"
         ) from error
-    if missing := _missing(task, report):
+    missing = [k for k in sorted(report["missing_keys"]) if task.has_gold or "pooler" not in k]
+    if missing:  # an encoder alone does without the pooler above it
         raise ConfigError(
             f"{model}: its weights lack {', '.join(missing[:3])}: an encoder without a fine-tuned "
             f"head for {task.kind}; name it as teacher.finetune.encoder, or a fine-tuned one as "
             "teacher.model"
+        )
+    if task.head_width is not None and loaded.num_labels != task.head_width:
+        raise ConfigError(
+            f"{model}: its head gives {loaded.num_labels} scores, a {task.kind} task takes "
+            f"{task.head_width}"
         )
     mapping = list(range(len(task.labels)))
     if task.named_labels and not task.labels:
@@ -161,11 +167,6 @@ def load_teacher(model: str, task: Task, dtype: torch.dtype, device: str = "cpu"
             task.teacher_labels or header_of(loaded), f"teacher {model}"
         )
     return Teacher(loaded.to(device).eval(), mapping, str(device))
-
-
-def _missing(task: Task, report: Any) -> list[str]:
-    """Weights that are not there; an encoder alone does without the pooler above it."""
-    return sorted(k for k in report["missing_keys"] if task.has_gold or "pooler" not in k)
 
 
 def header_of(model: PreTrainedModel) -> list[str]:

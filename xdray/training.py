@@ -7,7 +7,7 @@ the `Session` it is handed. steps.py takes the single step.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from xdray.console import Console
 from xdray.learner import Learner
 from xdray.loader import Loader
 from xdray.sessions import Session, rank_0_says
-from xdray.stage_files import load_stage, save_stage, stage_folder
+from xdray.stage_files import Progress, load_stage, save_stage, stage_folder
 from xdray.stages import Stage
 from xdray.steps import Stepper, learning_rate
 from xdray.task import Task
@@ -31,22 +31,6 @@ Score = Callable[[Learner], Scores]
 
 CHECK_EVERY = 20
 """Steps between looks at the clock (checkpoint due?) and at the loss (finite?)."""
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """Where a sub-step stands; all of it is in a checkpoint."""
-
-    epoch: int = 0
-    step: int = 0
-    """Steps done in this epoch."""
-    total_steps: int = 0
-    bad_epochs: int = 0
-    best: float = -math.inf
-    seconds: float = 0.0
-    forwarded: int = 0
-    """Rows that the teacher was run for meanwhile, where targets are streamed."""
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +195,7 @@ class _StageRun:
         """Batches of each step that is still to do in this epoch, a dict by split for each pass."""
         progress, first, device = self.progress, self.stage.splits[0], self.session.device
         others = {
-            split: _endless(self.loaders[split], progress.total_steps * self._accumulation)
+            split: self.loaders[split].endless(progress.total_steps * self._accumulation)
             for split in self.stage.splits[1:]
         }
         window: list[dict[str, Batch]] = []
@@ -350,16 +334,6 @@ class _StageRun:
             f"step {self.progress.step}"
         )
         return True
-
-
-def _endless(loader: Loader, start: int) -> Iterator[Batch]:
-    """Batches of a second split, epoch after epoch, from batch `start` of all on."""
-    epoch = 0
-    while start >= (steps := loader.num_steps(epoch)):
-        start, epoch = start - steps, epoch + 1
-    while True:
-        yield from loader.batches(epoch, start)
-        start, epoch = 0, epoch + 1
 
 
 def _copy_state(student: Learner) -> dict[str, Tensor]:

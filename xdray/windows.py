@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from xdray.sentences import TextPair
+from xdray.words import CJK
+
+_WORD = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class Windows:
 
     def cut(self, pair: TextPair) -> Iterator[tuple[int, TextPair]]:
         """Yield (first character in the second text, pair with that window), one or more."""
-        spans = [match.span() for match in re.finditer(r"\S+", pair.second)]
+        spans = [match.span() for match in _WORD.finditer(pair.second)]
         first = 0
         while first + self.size < len(spans):
             start, stop = spans[first][0], spans[first + self.size - 1][1]

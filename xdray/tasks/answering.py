@@ -19,9 +19,10 @@ from xdray.corpus import Labelled
 from xdray.errors import ConfigError, CorpusError
 from xdray.labels import LabelSet
 from xdray.places import Row
+from xdray.questions import Asked, answers_of, contexts_of, first_windows
 from xdray.sentences import Content, Sentence, TextPair
 from xdray.task import Task, head_of
-from xdray.tokenised import Tokens, token_types
+from xdray.tokenised import Tokens
 from xdray.tokens import Encoded, encode_texts
 from xdray.windows import Windows
 
@@ -37,18 +38,6 @@ WORDS_PER_TOKEN = 0.66
 QUESTION_TOKENS = 40
 CANDIDATES = 20
 """Starts and ends of a window that are combined, the likeliest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Gold of a window: what is known of its question."""
-
-    question: str
-    """Id of the question."""
-    answers: tuple[tuple[str, int], ...]
-    """Text of each right answer, and where it starts in the whole context; none: there is none."""
-    offset: int
-    """Where the window starts in the whole context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +70,7 @@ class Answering(Task):
     )
     sentence_logits: ClassVar[bool] = False
     named_labels: ClassVar[bool] = False
-    has_classes: ClassVar[bool] = True
+    head_width: ClassVar[int | None] = 2
     stretch_logits: ClassVar[str] = "logsumexp"
     schema: ClassVar[Sequence[tuple[str, pa.DataType]]] = (
         ("answer", pa.string()),
@@ -128,9 +117,9 @@ class Answering(Task):
                 f"{here}: answers {given!r:.60}, expected an object with lists `text` and "
                 "`answer_start`"
             )
-        answers = tuple(zip(given["text"], given["answer_start"], strict=True))
+        answers = tuple(answers_of(here, given))
         for text, start in answers:
-            if not isinstance(start, int) or context[start : start + len(text)] != text or not text:
+            if not text or context[start : start + len(text)] != text:
                 raise CorpusError(
                     f"{here}: answer {text!r:.60} at {start} is not what the context has there "
                     f"({context[start : start + len(text)]!r:.60}); correct the file"
@@ -140,8 +129,7 @@ class Answering(Task):
                 f"{here}: a question without an answer; set task.null_answers: true (SQuAD 2.0), "
                 "or take it out"
             )
-        question = row.row_id if row.row_id is not None else f"{row.number}"
-        return Asked(question, answers, row.offset)
+        return Asked(here, answers, row.offset)
 
     def encode(
         self,
@@ -155,17 +143,27 @@ class Answering(Task):
     def label_array(self, tokens: Tokens, sentences: Sequence[Sentence]) -> NDArray[np.int64]:
         """(S, 2) tokens at which the first answer that the window holds starts and ends; else 0."""
         result = np.zeros((len(sentences), 2), dtype=np.int64)
-        for row, (sentence, spans) in enumerate(zip(sentences, _contexts(tokens), strict=True)):
+        for row, (sentence, spans) in enumerate(zip(sentences, contexts_of(tokens), strict=True)):
+            assert isinstance(sentence.content, TextPair)
+            window = sentence.content.second
             for text, start in sentence.gold.answers:
                 begin = start - sentence.gold.offset
+                end = begin + len(text)
                 first = np.searchsorted(spans[:, 1], begin, side="right")
-                last = np.searchsorted(spans[:, 0], begin + len(text), side="left") - 1
-                if begin >= 0 and first < len(spans) and last >= first:
-                    whole = spans[first, 0] <= begin and spans[last, 1] >= begin + len(text)
-                    if whole:
+                last = np.searchsorted(spans[:, 0], end, side="left") - 1
+                if begin >= 0 and end <= len(window) and first < len(spans) and last >= first:
+                    # what the tokenizer drops (an accent written apart) may end an answer
+                    rest = window[spans[last, 1] : end]
+                    if spans[first, 0] <= begin and not any(map(str.isalnum, rest)):
                         result[row] = spans[first, 2], spans[last, 2]
                         break
         return result
+
+    def unmarked(self, labels: NDArray[Any], sentences: Sequence[Sentence]) -> int:
+        """Questions with an answer that no window holds whole."""
+        asked = {its.gold.question for its in sentences if its.gold.answers}
+        found = {its.gold.question for its, row in zip(sentences, labels, strict=True) if row.any()}
+        return len(asked - found)
 
     def label_loss(self, logits: "Tensor", labels: "Tensor", batch: "Batch") -> "Tensor":
         """Cross-entropy over positions."""
@@ -202,7 +200,7 @@ class Answering(Task):
         best: dict[str, tuple[float, str]] = {}
         null: dict[str, float] = {}
         for sentence, scores, spans in zip(
-            sentences, np.split(logits, tokens.offsets[1:-1]), _contexts(tokens), strict=True
+            sentences, np.split(logits, tokens.offsets[1:-1]), contexts_of(tokens), strict=True
         ):
             question = sentence.gold.question
             score, text, _ = self._best_span(sentence, scores, spans)
@@ -232,7 +230,7 @@ class Answering(Task):
         """Right answers of each question; ("",) where there is none."""
         return [
             tuple(text for text, _ in sentence.gold.answers) or ("",)
-            for sentence in _first_windows(sentences)
+            for sentence in first_windows(sentences)
         ]
 
     def units(self, sentences: Sequence[Sentence]) -> list[int]:
@@ -242,11 +240,16 @@ class Answering(Task):
 
     def languages(self, sentences: Sequence[Sentence]) -> list[str]:
         """Language of each question."""
-        return [sentence.language for sentence in _first_windows(sentences)]
+        return [sentence.language for sentence in first_windows(sentences)]
+
+    @property
+    def chooses(self) -> bool:
+        """The margin of no answer, where the config names none."""
+        return self.settings.null_answers and self.settings.null_margin is None
 
     def choose(self, gold: Sequence[Any], predicted: Sequence[Any]) -> float | None:
         """Margin above which an answer is given, so that F1 on these questions is best."""
-        if self.settings.null_margin is not None or not self.settings.null_answers:
+        if not self.chooses:
             return self.settings.null_margin
         order = np.argsort([-said.margin for said in predicted], kind="stable")
         given = self.statistics(gold, [said.text for said in predicted])[order, 1]
@@ -261,12 +264,19 @@ class Answering(Task):
         return float(margins[answered - 1 : answered + 1].mean())
 
     def saved(self, chosen: Any) -> dict[str, Any]:
-        """With the margin that was chosen on dev."""
-        return {**super().saved(chosen), "null_margin": chosen}
+        """With the margin that was chosen on dev, and how contexts were read."""
+        read = {
+            "window": self.windows.size,
+            "overlap": self.windows.overlap,
+            "max_answer": self.settings.max_answer,
+        }
+        return {**super().saved(chosen), "null_margin": chosen, "answering": read}
 
     def as_saved(self, values: Mapping[str, Any]) -> "Task":
-        """With that margin."""
-        given = {"null_margin": values.get("null_margin")}
+        """With these, where they were saved and the config says nothing else."""
+        given = dict(values.get("answering") or {})
+        if self.settings.null_margin is None:
+            given["null_margin"] = values.get("null_margin")
         return replace(self, settings=self.settings.model_copy(update=given))
 
     def decide(self, predicted: Sequence[Any], chosen: Any) -> list[str]:
@@ -301,21 +311,33 @@ class Answering(Task):
     def records(
         self, run: Any, tokenizer: "PreTrainedTokenizerFast", sentences: Sequence[Sentence]
     ) -> list[dict[str, Any]]:
-        """Return the answer in each window of each pair, with where it starts in it."""
+        """Return the best answer over the windows of each pair, with where it starts."""
         if not all(isinstance(sentence.content, TextPair) for sentence in sentences):
             raise CorpusError(
                 "a text alone, expected a question and its context; name the column of the context "
                 "with --pair"
             )
-        tokens, _ = self.tokens(tokenizer, sentences)
+        cuts = [
+            (number, offset, replace(sentence, content=content))
+            for number, sentence in enumerate(sentences)
+            if isinstance(sentence.content, TextPair)
+            for offset, content in self.windows.cut(sentence.content)
+        ]
+        windows = [window for _, _, window in cuts]
+        tokens, _ = self.tokens(tokenizer, windows)
         logits = run(tokens)
-        records = []
-        for sentence, scores, spans in zip(
-            sentences, np.split(logits, tokens.offsets[1:-1]), _contexts(tokens), strict=True
+        found: list[list[tuple[float, float, str, int]]] = [[] for _ in sentences]
+        rows = np.split(logits, tokens.offsets[1:-1])
+        for (owner, offset, window), scores, spans in zip(
+            cuts, rows, contexts_of(tokens), strict=True
         ):
-            score, text, start = self._best_span(sentence, scores, spans)
-            margin = score - float(scores[0].sum())
-            chosen = self.settings.null_margin
+            score, text, start = self._best_span(window, scores, spans)
+            found[owner].append((score, float(scores[0].sum()), text, offset + start))
+        chosen = self.settings.null_margin
+        records = []
+        for sentence, its in zip(sentences, found, strict=True):
+            score, _, text, start = max(its)
+            margin = score - min(none for _, none, _, _ in its)
             if chosen is not None and margin <= chosen:
                 text, start = "", 0
             said = {"answer": text, "start": start, "score": round(margin, 4)}
@@ -324,26 +346,3 @@ class Answering(Task):
 
 
 TASK = Answering
-
-
-def _contexts(tokens: Tokens) -> list[NDArray[np.int64]]:
-    """For each window its context's tokens (n, 3): first and one past the last character, position.
-
-    Characters are those of the window.
-    """
-    assert tokens.spans is not None, "answering tokenises with spans"
-    types = token_types(tokens.word_ids, tokens.offsets)
-    second = np.zeros(len(tokens.ids), bool) if types is None else types.astype(bool)
-    kept = second & (tokens.word_ids >= 0) & (tokens.spans[:, 1] > tokens.spans[:, 0])
-    position = np.arange(len(kept)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
-    rows = np.column_stack([tokens.spans, position]).astype(np.int64)
-    counts = np.add.reduceat(kept, tokens.offsets[:-1]) if len(kept) else []
-    return np.split(rows[kept], np.cumsum(counts)[:-1])
-
-
-def _first_windows(sentences: Sequence[Sentence]) -> list[Sentence]:
-    """One sentence a question, in the order in which they come up."""
-    found: dict[str, Sentence] = {}
-    for sentence in sentences:
-        found.setdefault(sentence.gold.question, sentence)
-    return list(found.values())

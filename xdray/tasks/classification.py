@@ -60,6 +60,13 @@ class Classification(Task):
         kind = "multi_label_classification" if several else "single_label_classification"
         return {**super().model_settings, "problem_type": kind}
 
+    @property
+    def own_metrics(self) -> Sequence[str]:
+        """F1 of the second class is of two; a correlation of one label a text, micro F1 of many."""
+        if self.settings.multi_label:
+            return ["accuracy", "macro_f1", "micro_f1"]
+        return ["accuracy", *(["f1"] if len(self.labels) == 2 else []), "macro_f1", "matthews"]
+
     def label_set(self, place: Place) -> LabelSet:
         """Return the names of the place's ClassLabel column."""
         names = class_names(place, "label")
@@ -206,9 +213,13 @@ class Classification(Task):
 
 
 def _class_id(here: str, value: Any, labels: LabelSet) -> int:
-    """Id of a label given by name or, failing that, as a number below the number of labels."""
-    if isinstance(value, str) and value in labels.ids:
-        return labels.ids[value]
+    """Id of a label given by name or, failing that, as a number below the number of labels.
+
+    Names that are numbers are names: 1 and "1" are the same label.
+    """
+    name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(name, str) and name in labels.ids:
+        return labels.ids[name]
     number = value
     if isinstance(value, str) and value.strip().isdecimal():
         number = int(value)

@@ -42,6 +42,10 @@ class Encoding(Task):
     has_gold: ClassVar[bool] = False
     schema: ClassVar[Sequence[tuple[str, pa.DataType]]] = (("vector", pa.list_(pa.float32())),)
 
+    def described(self, logits: NDArray[np.float32]) -> list[dict[str, Any]]:
+        """Return the sentence's vector."""
+        return [{"vector": row.tolist()} for row in logits]
+
     @classmethod
     def given_labels(cls, settings: TaskConfig) -> LabelSet:
         """There are none."""

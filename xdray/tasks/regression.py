@@ -40,6 +40,7 @@ class Regression(Task):
     )
     named_labels: ClassVar[bool] = False
     has_classes: ClassVar[bool] = False
+    head_width: ClassVar[int | None] = 1
     schema: ClassVar[Sequence[tuple[str, pa.DataType]]] = ((VALUE, pa.float32()),)
 
     @classmethod
