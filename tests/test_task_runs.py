@@ -221,6 +221,14 @@ def test_an_encoder_is_distilled_without_labels_and_loads_as_one(
     assert type(model).__name__ == "ElectraModel"
     assert not any("classifier" in name or "projection" in name for name, _ in _weights(folder))
     assert "Parameters" in (Path(config.run.folder) / "report.html").read_text()
+    sentences = [Sentence("1", "en", "Anna lives in Lyon."), Sentence("2", "en", "Anna")]
+    predictor = Predictor(str(folder), task_of_model(str(folder)), 1, "cpu")
+    one, other = (record["vector"] for record in predictor.predict(sentences))
+    assert len(one) == 16
+    tokenizer = load_tokenizer(str(folder))
+    output = model.eval()(**tokenizer("Anna lives in Lyon.", return_tensors="pt"))
+    assert one == pytest.approx(output.last_hidden_state[0].mean(0).tolist(), abs=1e-5)
+    assert one != other
 
 
 def _weights(folder: Path) -> Any:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import FAMILIES
 from hypothesis import given, settings
@@ -14,8 +16,11 @@ from hypothesis import strategies as st
 from xdray.config import TaskConfig
 from xdray.config_data import SourceConfig
 from xdray.errors import ConfigError, CorpusError
-from xdray.kinds import task_class, task_kinds
+from xdray.kinds import task_class, task_kinds, with_labels
 from xdray.labels import LabelSet
+from xdray.places import Place, Span
+from xdray.questions import contexts_of
+from xdray.readers import read_rows
 from xdray.sentences import Sentence, TextPair
 from xdray.task import Task
 from xdray.tasks.answering import Asked, Said
@@ -374,3 +379,132 @@ def test_labels_are_for_kinds_that_have_some():
     with pytest.raises(ConfigError, match="expected two classes or more"):
         make("classification", ("a",))
     assert make("answering").labels == LabelSet(("start", "end"))
+
+
+def test_ids_of_a_file_go_by_the_names_that_the_file_gives_them(tmp_path: Path):
+    task = make("classification", ("entailment", "not_entailment"))
+    for name, names in (("a", ["entailment", "not_entailment"]), ("b", None)):
+        names = names or ["not_entailment", "entailment"]
+        feature = {"label": {"names": names, "_type": "ClassLabel"}}
+        rows = {"text": ["x", "y"], "label": [names.index("entailment"), 1]}
+        about = {"huggingface": json.dumps({"info": {"features": feature}})}
+        table = pa.table(rows).replace_schema_metadata(about)
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    read = task.read(source(tmp_path / "*.parquet", language="en"), "train")
+    assert [its.gold for its in read.sentences] == [0, 1, 0, 0]
+
+
+def test_names_that_are_numbers_are_names(tmp_path: Path):
+    task = make("classification", ("1", "2", "3"))
+    lines = [{"text": "x", "label": value} for value in (1, "1", 3)]
+    path = write(tmp_path / "t.jsonl", "".join(json.dumps(its) + "\n" for its in lines))
+    assert [its.gold for its in task.read(source(path), "train").sentences] == [0, 0, 2]
+
+
+def test_a_metric_that_the_labels_do_not_have_is_refused():
+    for labels, metric, fields in (
+        (("a", "b", "c"), "f1", {}),
+        (("a", "b"), "micro_f1", {}),
+        (("a", "b"), "matthews", {"multi_label": True}),
+    ):
+        task = make("classification", labels, metric, **fields)
+        with pytest.raises(ConfigError, match=rf"evaluation\.metric = '{metric}': with these"):
+            with_labels(task, task.labels)
+
+
+def test_a_question_with_an_id_that_comes_again_is_another_one(tmp_path: Path):
+    task = make("answering")
+    for language in ("en", "es"):
+        squad(tmp_path / f"{language}.json", QUESTIONS[0])
+    read = task.read(source(tmp_path / "*.json", language="{stem}"), "test").sentences
+    assert len(task.golds(read)) == 2
+    assert task.languages(read) == ["en", "es"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"text": ["Lyon"], "answer_start": []}, "expected lists of equal length"),
+        ({"text": ["Lyon"], "answer_start": [-6]}, "expected lists of equal length"),
+        ({"text": "Lyon", "answer_start": [4]}, "expected lists of equal length"),
+        ({"text": [None], "answer_start": [4]}, "expected lists of equal length"),
+        ({"text": [" "], "answer_start": [4]}, "is not what the context has"),
+    ],
+)
+def test_answers_that_are_none_are_refused(tmp_path: Path, given: dict[str, Any], message: str):
+    row = {"question": "Where?", "context": "In Lyon .", "answers": given}
+    path = write(tmp_path / "q.jsonl", json.dumps(row))
+    columns = {"text": "question", "pair": "context", "label": "answers"}
+    with pytest.raises(CorpusError, match=message):
+        make("answering").read(source(path, **columns), "train")
+
+
+def test_answers_with_white_space_or_accents_written_apart_are_marked(
+    tmp_path: Path, tiny_tokenizer: Any
+):
+    context = "They met in a cafe\u0301 in 1990 or so"
+    rows = [
+        {"q": "Where?", "c": context, "a": {"text": ["cafe\u0301"], "answer_start": [14]}},
+        {"q": "When?", "c": context, "a": {"text": [" 1990 "], "answer_start": [22]}},
+        {"q": "Where?", "c": context, "a": {"text": ["They met in a"], "answer_start": [0]}},
+    ]
+    path = write(tmp_path / "q.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    task = make("answering", window=3, overlap=1)
+    columns = {"text": "q", "pair": "c", "label": "a"}
+    read = task.read(source(path, **columns), "train").sentences
+    object.__setattr__(task, "max_length", 100)
+    tokens, _ = task.tokens(tiny_tokenizer, read)
+    labels = task.label_array(tokens, read)
+    marked = {its.gold.question for its, row in zip(read, labels, strict=True) if row.any()}
+    assert {place.rpartition(":")[2] for place in marked} == {"1", "2"}
+    assert task.unmarked(labels, read) == 1  # no window of three words holds four
+
+
+def test_a_margin_of_the_config_stays_and_one_that_was_saved_is_used():
+    own = make("answering", null_answers=True, null_margin=3.0)
+    assert own.as_saved({"null_margin": 1.0}).settings.null_margin == 3.0
+    chosen = make("answering", null_answers=True, window=20, overlap=5)
+    saved = chosen.saved(1.5)
+    again = make("answering", null_answers=True).as_saved(saved)
+    assert again.settings.null_margin == 1.5
+    assert again.windows == Windows(20, 5)
+    assert make("answering", null_answers=True).as_saved({}).chooses
+
+
+def test_a_prediction_is_the_best_answer_over_the_windows_of_a_context(tiny_tokenizer: Any):
+    task = make("answering", window=4, overlap=1, null_margin=0.5)
+    object.__setattr__(task, "max_length", 60)
+    words = [f"w{number}" for number in range(12)]
+    pair = TextPair("Which?", " ".join(words))
+    wanted = pair.second.index("w7")
+
+    def run(tokens: Tokens) -> np.ndarray:
+        logits = np.zeros((len(tokens.ids), 2), np.float32)
+        for row, start in enumerate(tokens.offsets[:-1]):
+            text = windows[row].second
+            for begin, end, position in contexts_of(tokens)[row]:
+                if text.startswith("w7", begin):
+                    logits[start + position, 0] = 4
+                if text[:end].endswith("w7"):
+                    logits[start + position, 1] = 4
+        return logits
+
+    assert task.windows is not None
+    windows = [content for _, content in task.windows.cut(pair)]
+    (record,) = task.records(run, tiny_tokenizer, [Sentence("1", "en", pair)])
+    assert (record["answer"], record["start"]) == ("w7", wanted)
+    assert record["score"] == pytest.approx(8.0)
+
+
+def test_windows_count_each_han_character_as_a_word():
+    parts = list(Windows(4, 1).cut(TextPair("?", "\u4e1c\u4eac\u5728\u65e5\u672c and Lyon")))
+    assert [pair.second for _, pair in parts][:2] == [
+        "\u4e1c\u4eac\u5728\u65e5",
+        "\u65e5\u672c and Lyon",
+    ]
+
+
+def test_columns_of_a_file_without_columns_are_refused(tmp_path: Path):
+    path = write(tmp_path / "dev.tsv", "index\tsentence1\n0\tx\n")
+    with pytest.raises(CorpusError, match="read as tsv, which has no columns"):
+        list(read_rows(Span(Place(str(path), "tsv", "words", "tags", "sentence1", "en"))))

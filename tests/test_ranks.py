@@ -1,0 +1,133 @@
+"""Two processes take the steps that one takes, whichever layers the losses of a stage reach."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import MakeTeacher
+from torch import distributed, multiprocessing
+
+from xdray.batches import collate
+from xdray.config import Config
+from xdray.configfile import make_config
+from xdray.kinds import load_task
+from xdray.parts import Hidden
+from xdray.recipes import plan_stages
+from xdray.stages import compared_layers, needed_layers
+from xdray.steps import Stepper
+from xdray.student import build_student
+from xdray.tokenised import Tokens
+
+HIDDEN = {"loss": "hidden", "split": "transfer"}
+LOGITS = {"loss": "logits", "split": "transfer"}
+ENCODER = {"kind": "encoder", "layers": 2, "dropout": 0}
+ELECTRA = {"kind": "transformer", "embedding": 8, "hidden": 16, "heads": 2, "layers": 2}
+CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "an encoder with a pooler": (
+        ENCODER,
+        [{"name": "r", "terms": [HIDDEN]}, {"name": "l", "terms": [LOGITS]}],
+    ),
+    "relations alone": (
+        ELECTRA,
+        [{"name": "r", "terms": [{"loss": "relations", "split": "transfer"}]}],
+    ),
+    "layer by layer": (
+        ELECTRA,
+        [{"name": "r", "layerwise": True, "terms": [{**HIDDEN, "layers": "all"}]}],
+    ),
+    "all layers, then the last": (
+        ELECTRA,
+        [{"name": "a", "terms": [{**HIDDEN, "layers": "all"}]}, {"name": "b", "terms": [HIDDEN]}],
+    ),
+}
+
+
+class Rank:
+    """A session of a process group made here."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size, self.device, self.run_folder = rank, world_size, "cpu", ""
+
+    def all_sum(self, values: torch.Tensor) -> None:
+        if self.world_size > 1:
+            distributed.all_reduce(values)
+
+
+def config_of(student: dict[str, Any], stages: list[dict[str, Any]]) -> Config:
+    values = {
+        "run": {"folder": "x"},
+        "task": {"kind": "classification", "labels": ["a", "b"]},
+        "data": {"train": "a.jsonl", "dev": "b.jsonl", "test": "c.jsonl", "transfer": "t.txt"},
+        "teacher": {"model": "m"},
+        "student": {"dropout": 0, **student},
+        "recipe": {"name": "case", "stages": stages},
+        "training": {"autocast": "none"},
+        "evaluation": {"latency": False},
+    }
+    return make_config(values, "test")
+
+
+def some_tokens(layers: Any) -> Tokens:
+    rng = np.random.default_rng(0)
+    words = np.tile(np.array([-1, 0, 1, 2, 3, -1], np.int32), 4)
+    tokens = Tokens(rng.integers(5, 80, 24).astype(np.int32), words, np.arange(0, 25, 6))
+    tokens.logits = rng.normal(size=(4, 2)).astype(np.float32)
+    for its in layers:
+        width = 32 if isinstance(its, int) else 96
+        tokens.hidden[its] = Hidden(rng.normal(size=(24, width)).astype(np.float32))
+    return tokens
+
+
+def train(rank: int, world_size: int, name: str, encoder: str, folder: str) -> None:
+    """Two steps of each stage; rank 0 writes the weights."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        store = f"file://{folder}/store-{name.replace(' ', '-')}"
+        distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    config = config_of(*CASES[name])
+    task, stages = load_task(config), plan_stages(config, 2)
+    student = build_student(
+        config.student,
+        vocab_size=90,
+        teacher_width=32,
+        task=task,
+        pad_token_id=0,
+        max_length=16,
+        embeddings=None,
+        seed=0,
+        encoder=encoder,
+        layers=compared_layers(stages),
+        teacher_heads=2,
+    ).train()
+    tokens = task.mark(some_tokens(needed_layers(stages)))
+    for stage in stages:
+        session: Any = Rank(rank, world_size)
+        stepper = Stepper(student, stage, task, config.training, session)
+        rows = np.arange(4)[rank::world_size]
+        batch = collate(tokens, rows, 0, None)
+        if any(term.normalise for term in stage.terms):
+            stepper.normalise([batch] if rank == 0 else [])  # a rank without held-out sentences
+            stepper.variances.fill_(2.0)
+        for step in range(2):
+            stepper.step([dict.fromkeys(stage.splits, batch)], 1e-3, step)
+    if rank == 0:
+        torch.save(student.state_dict(), Path(folder) / f"{world_size}.pt")
+    if world_size > 1:
+        distributed.barrier()
+        os._exit(0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_end_with_the_weights_of_one(
+    name: str, make_teacher: MakeTeacher, tmp_path: Path
+):
+    encoder = str(make_teacher("bert"))
+    train(0, 1, name, encoder, str(tmp_path))
+    multiprocessing.spawn(train, args=(2, name, encoder, str(tmp_path)), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=2e-5)
