@@ -40,6 +40,7 @@ def check_plan(config: Config) -> ModelHeader:
         )
     task = load_task(config)
     check_losses(config, task, header)
+    check_aligned(config, header)
     check_tokenizer(config, header)
     _check_labels(config, task, header)
     _check_files(config.data)
@@ -139,6 +140,23 @@ def check_losses(config: Config, task: Task, header: ModelHeader) -> None:
             )
     if config.evaluation.hard_labels:
         raise ConfigError(f"evaluation.hard_labels needs classes, task.kind is '{task.kind}'")
+
+
+def check_aligned(config: Config, header: ModelHeader) -> None:
+    """Raise ConfigError for embeddings that have no basis to come into."""
+    student = config.student
+    if student.embedding_init != "aligned":
+        return
+    if student.kind != "encoder" or student.start == "teacher":
+        raise ConfigError(
+            "student.embedding_init: aligned brings the teacher's embeddings into the basis of "
+            "another encoder's; it needs student.kind: encoder and student.start, an encoder with "
+            "the teacher's tokens"
+        )
+    if own_tokenizer(config, header.model) is not None:
+        raise ConfigError(
+            f"student.embedding_init: aligned needs the teacher's tokens, {student.start} has others"
+        )
 
 
 def check_tokenizer(config: Config, header: ModelHeader) -> None:

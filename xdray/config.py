@@ -158,8 +158,9 @@ class StudentConfig(Section):
     pooling: Literal["max", "mean", "last"] = "max"
     """bilstm, one answer a sentence: which states its head sees. max: of each unit over tokens
     (V1); last: where both directions have read all (V2)."""
-    embedding_init: Literal["svd", "random"] = "svd"
-    """svd: of the teacher's embeddings (P1 table 7: +1.2 over random)."""
+    embedding_init: Literal["svd", "random", "aligned"] = "svd"
+    """svd: of the teacher's embeddings (P1 table 7: +1.2 over random). An encoder keeps those of
+    `start`; aligned: the teacher's, brought into their basis by least squares."""
     projection: Literal["gelu_head", "gelu", "linear"] = "gelu_head"
     """From the student's width to the teacher's. gelu: GELU after it (P1; under MSE its floor of
     -0.17 cuts off what the teacher has below). gelu_head: hidden losses see the linear map, GELU

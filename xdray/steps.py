@@ -121,6 +121,16 @@ class Stepper:
             for term, mean in zip(self.stage.terms, means, strict=True)
         }
 
+    def weighted_losses(self) -> dict[str, float]:
+        """The same as they stand in the sum that is minimised."""
+        shares = (
+            term.weight / float(v) for term, v in zip(self.stage.terms, self.variances, strict=True)
+        )
+        means = self.mean_losses()
+        return {
+            name: mean * share for (name, mean), share in zip(means.items(), shares, strict=True)
+        }
+
     def clear(self) -> None:
         """Forget the losses so far."""
         self.sums.zero_()

@@ -242,6 +242,7 @@ class _StageRun:
                 "seconds": round(progress.seconds, 2),
                 "learning_rate": self.stepper.rate,
                 "terms": terms,
+                "weighted_terms": self.stepper.weighted_losses(),
                 "score": score,
             }
         )
