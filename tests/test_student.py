@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from xdray.config import StudentConfig
-from xdray.embeddings import SVD_ROWS, svd_embeddings
+from xdray.embeddings import SVD_ROWS, aligned_embeddings, svd_embeddings
 from xdray.errors import ConfigError, ExportError
 from xdray.labels import LabelSet
 from xdray.modeling_bilstm import (
@@ -452,3 +452,18 @@ def test_pipeline_runs_both_kinds_in_a_process_that_never_imports_xdray(
     found = json.loads(done.stdout.splitlines()[-1])
     for kind in SHAPES:
         assert [[tuple(token) for token in sentence] for sentence in found[kind]] == expected[kind]
+
+
+def test_aligned_embeddings_are_the_nearest_to_the_start_that_the_teachers_give():
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(60, 12, generator=generator)
+    turned = table @ torch.randn(12, 12, generator=generator)  # the same in another basis
+    kept = torch.tensor([5, 0, 59])
+    torch.testing.assert_close(
+        aligned_embeddings(table, turned, kept), turned[kept], rtol=1e-3, atol=1e-3
+    )
+    start = torch.randn(60, 4, generator=generator)
+    found = aligned_embeddings(table, start, torch.arange(60))
+    reduced = svd_embeddings(table, 4, torch.arange(60))
+    best = torch.linalg.lstsq(reduced, start).solution
+    torch.testing.assert_close(found, reduced @ best, rtol=1e-3, atol=1e-3)

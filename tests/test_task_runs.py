@@ -139,6 +139,29 @@ def test_a_number_is_learnt_by_some_layers_of_the_teacher(
         )
 
 
+def test_an_encoder_of_another_start_takes_the_teachers_embeddings_in_its_basis(
+    running: Callable[..., Config], ray_session: None, make_teacher: MakeTeacher, tmp_path: Path
+):
+    other = make_teacher("bert", tmp_path / "other", seed=7)
+    student = {"kind": "encoder", "layers": 1, "start": str(other), "embedding_init": "aligned"}
+    labels = {"kind": "classification", "labels": ["other", "same"]}
+    stages = [{"name": "l", "epochs": 1, "terms": [{"loss": "logits", "split": "transfer"}]}]
+    quick: dict[str, Any] = {
+        "evaluation": {"bootstrap": 0, "latency": False, "baseline": False},
+        "recipe": {"name": "l", "stages": stages},
+    }
+    own = {"kind": "encoder", "layers": 1, "embedding_init": "aligned"}
+    config = running("own-basis", labels, same_language, student=own, **quick)
+    with pytest.raises(ConfigError, match="aligned brings the teacher's embeddings into"):
+        distill(config)
+    report = distill(running("aligned", labels, same_language, student=student, **quick))
+    rows = load_file(f"{report['run_dir']}/start/encoder/model.safetensors")
+    table = rows["embeddings.word_embeddings.weight"]
+    theirs = load_file(other / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+    assert table.shape[1] == theirs.shape[1]
+    assert not any((table == row).all(-1).any() for row in theirs[10:12])
+
+
 def test_answers_are_found_in_windows(running: Callable[..., Config], ray_session: None):
     config = running(
         "answers",

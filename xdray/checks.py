@@ -155,7 +155,8 @@ def check_aligned(config: Config, header: ModelHeader) -> None:
         )
     if own_tokenizer(config, header.model) is not None:
         raise ConfigError(
-            f"student.embedding_init: aligned needs the teacher's tokens, {student.start} has others"
+            "student.embedding_init: aligned needs the teacher's tokens, and student.start: "
+            f"{student.start} has others"
         )
 
 

@@ -37,3 +37,18 @@ def svd_embeddings(table: Tensor, width: int, teacher_ids: Tensor) -> Tensor:
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
     basis = basis * largest.sign()
     return torch.cat([(table[ids].double() @ basis).float() for ids in chunks])
+
+
+def aligned_embeddings(table: Tensor, start: Tensor, teacher_ids: Tensor) -> Tensor:
+    """Give the teacher's embeddings in the basis of another encoder's of the same vocabulary.
+
+    table: (V, W_table) of the teacher; start: (V, W). Returns (V_student, W) float32: the SVD of
+    the teacher's to width W, or to its own where that is less, times the matrix that brings it
+    nearest to `start` in least squares over all V. The student's layers, which come from that
+    encoder, then read what they know.
+    """
+    every = torch.arange(len(table))
+    reduced = svd_embeddings(table, min(start.shape[1], table.shape[1]), every).double()
+    target = start.detach().double()
+    found = torch.linalg.solve(reduced.T @ reduced, reduced.T @ target)
+    return (reduced[teacher_ids] @ found).float()

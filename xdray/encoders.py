@@ -63,13 +63,22 @@ def cut_encoder(folder: str, layers: Sequence[int], teacher_ids: Tensor) -> PreT
         if hasattr(model.config, name):
             setattr(model.config, name, len(layers))
             break
-    table = model.get_input_embeddings()
-    kept = nn.Embedding(len(teacher_ids), table.embedding_dim)
-    with torch.no_grad():
-        kept.weight.copy_(table.weight[teacher_ids])
-    model.set_input_embeddings(kept)
-    model.config.vocab_size = len(teacher_ids)
+    set_embeddings(model, token_table(model)[teacher_ids])
     return model
+
+
+def token_table(model: Any) -> Tensor:
+    """(V, W) token embeddings of a model."""
+    return model.get_input_embeddings().weight.detach()
+
+
+def set_embeddings(model: Any, rows: Tensor) -> None:
+    """Give a model these token embeddings (V, W) in place of its own."""
+    kept = nn.Embedding(*rows.shape)
+    with torch.no_grad():
+        kept.weight.copy_(rows)
+    model.set_input_embeddings(kept)
+    model.config.vocab_size = len(rows)
 
 
 @contextmanager

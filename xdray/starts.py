@@ -14,8 +14,8 @@ from torch import Tensor
 
 from xdray.config import Config, StudentConfig
 from xdray.corpus import Sentence
-from xdray.embeddings import svd_embeddings
-from xdray.encoders import cut_encoder, spaced_layers
+from xdray.embeddings import aligned_embeddings, svd_embeddings
+from xdray.encoders import cut_encoder, set_embeddings, spaced_layers, token_table
 from xdray.header import read_header
 from xdray.learner import quiet_transformers
 from xdray.reading import own_tokenizer
@@ -69,7 +69,7 @@ def prepare_start(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     if config.student.kind == "encoder":
-        _save_encoder(config.student, teacher, torch.from_numpy(teacher_ids), folder)
+        _save_encoder(config.student, teacher, table, torch.from_numpy(teacher_ids), folder)
         tokenizer.save_pretrained(folder / "encoder")  # a whole model: what is not distilled
     elif config.student.embedding_init == "svd":
         embeddings = svd_embeddings(table, config.student.embedding, torch.from_numpy(teacher_ids))
@@ -82,16 +82,23 @@ def prepare_start(
 def start_fields(student: StudentConfig) -> list[Any]:
     """Fields of a student that decide what its start holds."""
     if student.kind == "encoder":
-        return ["encoder", student.start, student.layers, student.start_layers]
+        its = ["encoder", student.start, student.layers, student.start_layers]
+        return [*its, "aligned"] if student.embedding_init == "aligned" else its
     return [student.embedding_init, student.embedding]
 
 
-def _save_encoder(student: StudentConfig, teacher: str, teacher_ids: Tensor, folder: Path) -> None:
+def _save_encoder(
+    student: StudentConfig, teacher: str, table: Tensor, teacher_ids: Tensor, folder: Path
+) -> None:
     """Write the layers and embeddings that a student of kind encoder starts from."""
     origin = teacher if student.start == "teacher" else str(model_folder(student.start))
     layers = student.start_layers or spaced_layers(student.layers, read_header(origin).num_layers)
     with quiet_transformers():
-        cut_encoder(origin, layers, teacher_ids).save_pretrained(folder / "encoder")
+        model = cut_encoder(origin, layers, teacher_ids)
+        if student.embedding_init == "aligned":
+            start = token_table(cut_encoder(origin, [1], torch.arange(len(table))))
+            set_embeddings(model, aligned_embeddings(table, start, teacher_ids))
+        model.save_pretrained(folder / "encoder")
 
 
 def seen_tokens(view: TargetView, vocab_size: int) -> NDArray[np.bool_]:
