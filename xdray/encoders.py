@@ -74,7 +74,7 @@ def token_table(model: Any) -> Tensor:
 
 def set_embeddings(model: Any, rows: Tensor) -> None:
     """Give a model these token embeddings (V, W) in place of its own."""
-    kept = nn.Embedding(*rows.shape)
+    kept = nn.Embedding(rows.shape[0], rows.shape[1])
     with torch.no_grad():
         kept.weight.copy_(rows)
     model.set_input_embeddings(kept)
