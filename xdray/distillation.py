@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from xdray import __version__
 from xdray.annotation import Annotated, annotate
 from xdray.assessment import assess_split, score_model, systems_report, weigh_and_time
@@ -70,6 +72,7 @@ def distill(config: Config, *, fresh: bool = False) -> Report:
         if run.read_json("plan.json") is None:
             run.write_json("plan.json", make_plan(config))  # refuses what the disk cannot hold
         stages = plan_stages(config, header.num_layers)
+        torch.set_num_threads(plan_resources(config, None).threads_per_worker)  # also when resumed
         corpus = read_corpus(run)
         teacher = make_teacher(run, cluster, corpus)  # fine-tuned here, or the folder given
         targets = annotate_all(run, cluster, corpus, teacher, needed_layers(stages))

@@ -149,6 +149,7 @@ def learn(
     lesson: Lesson, session: Session, on_epoch: OnEpoch | None = None
 ) -> list[dict[str, Any]]:
     """Train one student through the lesson's stages; returns a row a stage."""
+    _use_threads(lesson, session)
     config = lesson.config
     tokenizer = load_tokenizer(lesson.start)
     student = start_student(lesson, tokenizer)
@@ -196,6 +197,7 @@ def transfer_sources(lesson: Lesson, ranks: int) -> list[Source]:
 
 def finetune(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
     """Fine-tune a teacher on the labels, by the same loop; saves nothing but its stage."""
+    _use_threads(lesson, session)
     config = lesson.config
     tokenizer = load_tokenizer(lesson.start)
     assert config.teacher.finetune is not None
@@ -209,6 +211,12 @@ def finetune(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
     return _run(lesson, session, teacher, tokenizer, plan_of)
 
 
+def _use_threads(lesson: Lesson, session: Session) -> None:
+    """Before the first tensor: orthogonal weights round otherwise on another number of threads."""
+    if session.device == "cpu":
+        torch.set_num_threads(lesson.threads)
+
+
 def _run(
     lesson: Lesson,
     session: Session,
@@ -217,8 +225,6 @@ def _run(
     plan_of: Callable[[Stage, str, LabelledSource], Loader],
     on_epoch: OnEpoch | None = None,
 ) -> list[dict[str, Any]]:
-    if session.device == "cpu":
-        torch.set_num_threads(lesson.threads)
     config, task = lesson.config, lesson.task
     train_tokens, cut_words, unmarked = labelled_tokens(config, "train", tokenizer, task)
     train = LabelledSource(train_tokens)
