@@ -97,8 +97,7 @@ def read_corpus(run: Run) -> Corpus:
     train = task.read(data.train, "train")
     task = with_labels(task, train.labels)
     splits = {"train": train}
-    for split in ("dev", "test"):
-        splits[split] = task.read(getattr(data, split), split)
+    splits |= {split: task.read(getattr(data, split), split) for split in ("dev", "test")}
     keys = text_keys(splits["dev"].sentences) | text_keys(splits["test"].sentences)
     transfer = plan_transfer(
         data.transfer,
