@@ -39,7 +39,7 @@ $(BIN)/python:
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'  # older ones cannot build seqeval
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[quickstart,search,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[quickstart,search,onnx,dev]'
 	@touch $@
 
 quickstart: $(INSTALLED)

@@ -170,6 +170,7 @@ def test_the_keys_of_the_config_are_a_decision():
             "held_out learning_rate max_failures partial_epochs patience schedule train_share "
             "transfer_share warmup weight_decay window_shards workers"
         ),
+        "export": "formats max_loss teacher",
         "evaluation": "baseline bootstrap hard_labels latency latency_length metric",
         "cluster": "max_resources num_cpus num_gpus object_store_gib threads",
         "search": (

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "xdray"
 # A module imports only from rows above its own, never sideways.
 ROWS = (
     ("errors", "modeling_bilstm", "config_data", "sentences", "agreement", "tokenised"),
-    ("config_recipe", "config_search", "words"),
+    ("config_recipe", "config_search", "config_export", "words", "quantization"),
     ("windows",),
     (
         "config",
@@ -33,6 +33,7 @@ ROWS = (
         "sampling",
         "padding",
         "fronts",
+        "graphs",
     ),
     (
         "configfile",
@@ -62,9 +63,10 @@ ROWS = (
     ),
     ("teacher", "student", "terms"),
     ("evaluation", "annotator", "steps", "reading", "saving"),
+    ("runtimes",),
     ("training", "sources", "starts", "checks"),
     ("learning", "annotation", "planning", "prediction", "report"),
-    ("assessment", "trials", "search_report", "suite"),
+    ("assessment", "scoring", "trials", "search_report", "suite"),
     ("distillation", "trial_pool"),
     ("search", "search_plan", "export", "benchmark"),
     ("cli",),

@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from xdray.assessment import evaluate_model
 from xdray.config import Config
 from xdray.configfile import dump_config
 from xdray.distillation import distill, finetune_only
 from xdray.errors import ConfigError
 from xdray.report import summary
+from xdray.scoring import evaluate_model
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parent.parent

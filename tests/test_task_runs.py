@@ -11,12 +11,12 @@ from conftest import MakeTeacher
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from xdray.assessment import evaluate_model
 from xdray.config import Config
 from xdray.config_recipe import RecipeConfig
 from xdray.distillation import distill
 from xdray.errors import ConfigError
 from xdray.prediction import Predictor, predict_files, task_of_model
+from xdray.scoring import evaluate_model
 from xdray.sentences import Sentence, TextPair
 from xdray.tokens import load_tokenizer
 

@@ -3,7 +3,6 @@
 Test is scored here only, after every choice is made.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +25,12 @@ from xdray.evaluation import (
     retention_interval,
 )
 from xdray.header import read_header
-from xdray.kinds import load_task, with_labels
-from xdray.labels import LabelSet
-from xdray.learner import Learner, logits_of, model_inputs
+from xdray.learner import Learner, logits_of
 from xdray.learning import Scorer
-from xdray.saving import load_student
 from xdray.sessions import LocalSession
 from xdray.targets import TargetView
 from xdray.task import Reading, Task
 from xdray.teacher import load_teacher
-from xdray.tokens import load_tokenizer
 from xdray.vocabulary import compare_segmentation
 from xdray.words import words_of
 
@@ -126,69 +121,6 @@ def teacher_scores(
     gold = task.golds(sentences)
     decided = task.decide(said, task.choose(gold, said))
     return task.scores(gold, decided, task.languages(sentences))
-
-
-def score_model(config: Config, folder: str, split: str) -> dict[str, Any]:
-    """Scores of any folder of a model for the task, student or teacher, with its tokenizer."""
-    task = load_task(config)
-    own = config.teacher.model is not None and folder == config.teacher.model
-    names = (own and task.teacher_labels) or read_header(folder).tags
-    if not task.labels:
-        task = with_labels(task, LabelSet(names))
-    mapping = task.labels.mapping_from(names, folder) if task.named_labels else None
-    model = FinishedModel(folder, task, mapping)
-    task = task.as_saved(model.model.config.to_dict())
-    tokenizer, chosen = load_tokenizer(folder), None
-
-    def scorer_of(name: str) -> Scorer:
-        sentences = task.read(getattr(config.data, name), name).sentences
-        return Scorer(sentences, tokenizer, task, LocalSession(None))
-
-    scorer = scorer_of(split)
-    if task.chooses:
-        dev = scorer if split == "dev" else scorer_of("dev")
-        chosen = task.choose(dev.golds, dev.predict(model))
-    decided = task.decide(scorer.predict(model), chosen)
-    return task.scores(scorer.golds, decided, scorer.languages)
-
-
-def evaluate_model(config: Config, model: str | None, split: str) -> dict[str, Any]:
-    """Score a model's folder (default: the run's student) on a labelled split of a config."""
-    started = time.monotonic()
-    folder = model or str(Path(config.run.folder) / "student")
-    scores = score_model(config, folder, split)
-    seconds = round(time.monotonic() - started, 2)
-    result = {"model": folder, "split": split, split: scores}
-    return {"run_dir": config.run.folder, "seconds": seconds, **result}
-
-
-class FinishedModel(Learner):
-    """A saved model with a head, to be scored."""
-
-    def __init__(self, folder: str, task: Task, mapping: list[int] | None) -> None:
-        """Load it; a BiLSTM's classes come from this package, not from the folder's file.
-
-        mapping: position of each of the task's labels among the model's.
-        """
-        super().__init__()
-        self.model = load_student(folder, task.model_class)
-        self.mapping = mapping
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """No hidden states, and logits (B, T, C) or (B, C)."""
-        inputs = model_inputs(self.model, input_ids, attention_mask, token_types)
-        logits = logits_of(self.model(**inputs))
-        return logits[..., :0], logits if self.mapping is None else logits[..., self.mapping]
-
-    def groups(self) -> dict[str, list[torch.nn.Parameter]]:
-        """Nothing of it trains."""
-        return {}
-
-    def reset_head(self, seed: int) -> None:
-        """Nothing of it changes."""
-        raise NotImplementedError
 
 
 NO_COMPARISON = ("retention", "retention_interval", "gain", "gain_interval")

@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_run_verbs(verbs)
     _add_evaluate(verbs)
+    _add_export(verbs)
     _add_suite(verbs)
     _add_predict(verbs)
     _add_targets(verbs)
@@ -103,6 +104,14 @@ def _add_evaluate(verbs: Any) -> None:
     parser.set_defaults(run=_evaluate)
 
 
+def _add_export(verbs: Any) -> None:
+    about = "write a finished student as ONNX, ONNX int8 and bfloat16, checked, scored and timed"
+    parser = verbs.add_parser("export", help=about, description=about)
+    _add_config(parser)
+    parser.add_argument("--model", help="folder; default: the run's student")
+    parser.set_defaults(run=_export)
+
+
 def _add_suite(verbs: Any) -> None:
     about = "fine-tune encoders on several tasks over seeds, in one table"
     parser = verbs.add_parser("evaluate_suite", help=about, description=about)
@@ -134,6 +143,9 @@ def _add_predict(verbs: Any) -> None:
     parser.add_argument("--pair", help="column with a second text, or the context of a question")
     parser.add_argument("--format", help="of the files, where their ending does not say it")
     parser.add_argument("--no-header", action="store_true", help="table: columns are numbers")
+    parser.add_argument(
+        "--runtime", choices=("torch", "onnx", "onnx-int8"), default="torch", help="see export"
+    )
     parser.set_defaults(run=_predict)
 
 
@@ -218,9 +230,15 @@ def _tune(args: argparse.Namespace) -> Result:
 
 
 def _evaluate(args: argparse.Namespace) -> Result:
-    from xdray.assessment import evaluate_model
+    from xdray.scoring import evaluate_model
 
     return evaluate_model(_config(args), args.model, args.split)
+
+
+def _export(args: argparse.Namespace) -> Result:
+    from xdray.export import export
+
+    return export(_config(args), args.model)
 
 
 def _suite(args: argparse.Namespace) -> Result:
@@ -246,7 +264,13 @@ def _predict(args: argparse.Namespace) -> Result:
     columns = {"text": args.text, "pair": args.pair, "header": not args.no_header}
     columns |= {"format": args.format} if args.format else {}
     return predict_files(
-        args.model, args.input, args.output, args.replicas, args.shard_sentences, columns
+        args.model,
+        args.input,
+        args.output,
+        args.replicas,
+        args.shard_sentences,
+        columns,
+        args.runtime,
     )
 
 

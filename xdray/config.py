@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from xdray.config_data import DataConfig, Section, TokensConfig
+from xdray.config_export import ExportConfig
 from xdray.config_recipe import RecipeConfig
 from xdray.config_search import SearchConfig
 
@@ -290,6 +291,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
+    export: ExportConfig = ExportConfig()
     search: SearchConfig | None = None
     """Of `tune`; other jobs leave it aside."""
 

@@ -11,7 +11,7 @@ import torch
 
 from xdray import __version__
 from xdray.annotation import Annotated, annotate
-from xdray.assessment import assess_split, score_model, systems_report, weigh_and_time
+from xdray.assessment import assess_split, systems_report, weigh_and_time
 from xdray.checks import check_plan
 from xdray.cluster import Cluster, fit_on_workers, plan_resources
 from xdray.config import Config
@@ -32,6 +32,7 @@ from xdray.recipes import finetune_stage, label_stage, plan_stages
 from xdray.report import loading_example, model_card, summary_table, write_report
 from xdray.runs import Run, open_run
 from xdray.saving import check_saved, load_student, save_student
+from xdray.scoring import score_model
 from xdray.sessions import LocalSession
 from xdray.stages import Stage, needed_layers
 from xdray.starts import prepare_start
@@ -184,7 +185,6 @@ def make_lesson(
         data=corpus.fingerprint,
         task=corpus.task,
     )
-    other = config.run.start_from
     return Lesson(
         config=config,
         task=corpus.task,
@@ -195,7 +195,7 @@ def make_lesson(
         teacher_width=header.width,
         teacher_heads=header.num_heads,
         folder=str(run.path(control, "stages")),
-        start_from=None if other is None else str(Path(other, control, "stages")),
+        start_from=config.run.start_from and str(Path(config.run.start_from, control, "stages")),
         threads=plan_resources(config, None).threads_per_worker,
         stream=targets.stream,
     )

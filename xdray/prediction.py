@@ -25,7 +25,7 @@ from xdray.kinds import task_class
 from xdray.labels import LabelSet
 from xdray.learner import logits_of, mean_state, model_inputs
 from xdray.resources import pool_plan
-from xdray.saving import load_student
+from xdray.runtimes import check_runtime, load_runtime
 from xdray.task import Task
 from xdray.tokenised import Tokens
 from xdray.tokens import load_tokenizer, pad_id_of
@@ -39,11 +39,14 @@ HEAD = [("id", pa.string()), ("language", pa.string()), ("text", pa.string())]
 class Predictor:
     """A student in an actor: reads the sentences of a shard."""
 
-    def __init__(self, model: str, task: Task, threads: int, device: str) -> None:
-        """Load the model's folder."""
+    def __init__(
+        self, model: str, task: Task, threads: int, device: str, runtime: str = "torch"
+    ) -> None:
+        """Load the model's folder, in one of `runtimes.RUNTIMES`; all but torch are on CPUs."""
         torch.set_num_threads(threads)
-        self.model: Any = load_student(model, task.model_class)
-        self.model.to(device)
+        self.model: Any = load_runtime(model, task.model_class, runtime, threads)
+        if runtime == "torch":
+            self.model.to(device)
         self.tokenizer = load_tokenizer(model)
         self.task, self.device = task, device
 
@@ -74,11 +77,12 @@ def predict_files(
     replicas: int = 1,
     shard_sentences: int = 4096,
     columns: Mapping[str, Any] | None = None,
+    runtime: str = "torch",
 ) -> dict[str, Any]:
     """Read text files; writes one .jsonl or .parquet in the input's order, whole or not at all.
 
     columns: `text`, `pair`, `format`, `header` of the files, as a config's sources have them. Empty
-    lines are left out and counted. Memory does not grow with the text.
+    lines are left out and counted. Memory does not grow with the text. runtime: of `RUNTIMES`.
     """
     started = time.monotonic()
     path = Path(output)
@@ -87,6 +91,7 @@ def predict_files(
             f"--output {output}: ends in '{path.suffix}', expected .jsonl or .parquet"
         )
     task = task_of_model(model)  # a folder that is no model ends here, before Ray starts
+    check_runtime(model, runtime)
     sources = TransferConfig(
         sources=[SourceConfig(path=name, **(columns or {})) for name in inputs]
     )
@@ -98,6 +103,7 @@ def predict_files(
         "task": task,
         "threads": pool.threads_per_replica,
         "device": "cuda" if pool.gpus_per_replica else "cpu",
+        "runtime": runtime,
     }
     total, sentences = sum(shard.rows for shard in plan.shards), 0
     kinds, found = task.schema[0][0], 0

@@ -19,6 +19,7 @@ HOW_NOT_WHAT = (
     "training.checkpoint_seconds",
     "training.max_failures",
     "run.start_from",
+    "export.",
     "search",
 )
 """Fields that decide how a run is done, not what comes out: they may change between two calls."""
