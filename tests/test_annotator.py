@@ -14,11 +14,12 @@ from conftest import tagging_task
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTokenClassification
 
-from xdray.annotator import Annotator, HiddenRecord
+from xdray.annotator import Annotator
 from xdray.corpus import Sentence, inline_shards
 from xdray.errors import TargetsError
+from xdray.hidden import Hidden, token_bytes
 from xdray.labels import LabelSet
-from xdray.parts import Hidden
+from xdray.recording import HiddenRecord, new_record
 from xdray.targets import AnnotateTask, TargetStore
 from xdray.teacher import teacher_fingerprint
 from xdray.tokens import fingerprint, load_tokenizer
@@ -238,6 +239,52 @@ def test_the_error_reported_is_that_of_the_decoded_values(
     expected = (sum((d - e) ** 2 for d, e in pairs) / sum(e**2 for _, e in pairs)) ** 0.5
     assert record.error("x") == pytest.approx(expected, rel=1e-5)
     assert low < expected < high
+
+
+def test_pca_keeps_the_nearest_states_of_its_rank() -> None:
+    generator = torch.manual_seed(0)
+    spread = torch.diag(torch.tensor([9.0, 5, 3, 1, 0.5, 0.1]))
+    exact = torch.randn(700, 6, generator=generator) @ spread + torch.arange(6)
+    record = new_record(700, 6, "pca3")
+    order = np.random.default_rng(0).permutation(700)
+    for index in np.array_split(order, 5):
+        record.put(index, exact[index])
+    hidden = record.finish()
+    assert hidden.values.shape == (700, 3)
+    assert hidden.basis is not None
+    centre = exact.mean(0)
+    left, sizes, right = torch.linalg.svd(exact - centre, full_matrices=False)
+    nearest = (left[:, :3] * sizes[:3]) @ right[:3] + centre
+    decoded = torch.from_numpy(hidden.take(np.arange(700)))
+    torch.testing.assert_close(decoded, nearest, rtol=0, atol=0.02)
+    error = float((decoded - exact).norm() / exact.norm())
+    assert record.error("x") == pytest.approx(error, rel=1e-3)
+    assert 0.05 < error < 0.2
+    assert np.array_equal(hidden.take(np.array([7, 7])), decoded[[7, 7]].numpy())
+    assert [token_bytes(codec, 6) for codec in ("float32", "float16", "int8", "pca3")] == [
+        24,
+        12,
+        10,
+        6,
+    ]
+
+
+def test_pca_of_fewer_tokens_than_directions_is_exact() -> None:
+    exact = torch.randn(3, 32, generator=torch.manual_seed(0))
+    record = new_record(3, 32, "pca8")
+    record.put(np.arange(3), exact)
+    decoded = torch.from_numpy(record.finish().take(np.arange(3)))
+    torch.testing.assert_close(decoded, exact, rtol=0, atol=0.01)
+    assert record.error("x") < 0.002
+
+
+def test_pca_of_values_that_are_no_numbers_or_too_large_is_refused() -> None:
+    for value, message in ((float("nan"), "not finite"), (70000.0, "beyond pca1")):
+        record = new_record(2, 2, "pca1")
+        record.put(np.array([0, 1]), torch.tensor([[1.0, value], [2.0, 3.0]]))
+        record.finish()
+        with pytest.raises(TargetsError, match=message):
+            record.error("shard x")
 
 
 def test_int8_is_off_by_at_most_half_a_step_of_its_tokens_largest_value() -> None:

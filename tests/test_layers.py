@@ -17,7 +17,7 @@ PACKAGE = ROOT / "xdray"
 # A module imports only from rows above its own, never sideways.
 ROWS = (
     ("errors", "modeling_bilstm", "config_data", "sentences", "agreement", "tokenised"),
-    ("config_recipe", "config_search", "config_export", "words", "quantization"),
+    ("config_recipe", "config_search", "config_export", "words", "quantization", "hidden"),
     ("windows",),
     (
         "config",
@@ -50,7 +50,7 @@ ROWS = (
         "pictures",
     ),
     ("corpus", "runs", "cluster", "tokens", "stage_files", "space", "pages", "recipes", "loader"),
-    ("alignment", "questions"),
+    ("alignment", "questions", "recording", "costs"),
     ("tagged", "targets", "task", "vocabulary", "proposals", "search_pictures"),
     (
         "encoders",

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from xdray.errors import TargetsError
-from xdray.parts import Hidden, PartFile
+from xdray.hidden import Hidden
+from xdray.parts import PartFile
 
 SHARD = "0123456789abcdef" * 2
 LENGTHS = np.array([3, 1, 4] * 200, np.uint16)
@@ -50,6 +51,21 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     expected = STATES[index].astype(np.float32) * SCALES[index][:, None]
     assert np.array_equal(hidden.take(index), expected)
     assert hidden.take(index).dtype == np.float32
+
+
+def test_a_basis_lies_in_the_file_of_its_shard(tmp_path: Path) -> None:
+    values = RANDOM.standard_normal((N, 2)).astype(np.float16)
+    basis = RANDOM.standard_normal((3, 5)).astype(np.float32)
+    file = PartFile(str(tmp_path), "k", SHARD, "hidden-4-pca2", 600)
+    facts = {"cut_words": 7, "width": 2, "layer": 4, "codec": "pca2", "codec_error": 0.01}
+    file.write({"sentence_id": NAMES}, {"hidden": values}, OFFSETS, facts, basis)
+    index = np.array([N - 1, 0, 17, 17])
+    expected = values[index].astype(np.float32) @ basis[1:] + basis[0]
+    assert np.array_equal(file.hidden(LENGTHS).take(index), expected)
+    assert file.verify() == 600
+    file.write({"sentence_id": NAMES}, {"hidden": values}, OFFSETS, facts)
+    with pytest.raises(TargetsError, match="its basis"):
+        file.verify()
 
 
 def test_float16_rows_are_decoded_one_for_one() -> None:

@@ -13,8 +13,8 @@ from torch import distributed, multiprocessing
 from xdray.batches import collate
 from xdray.config import Config
 from xdray.configfile import make_config
+from xdray.hidden import Hidden
 from xdray.kinds import load_task
-from xdray.parts import Hidden
 from xdray.recipes import plan_stages
 from xdray.stages import compared_layers, needed_layers
 from xdray.steps import Stepper

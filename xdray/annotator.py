@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from xdray.alignment import under_own_tokens
 from xdray.corpus import Sentence, Shard, read_shard
 from xdray.errors import TargetsError
+from xdray.hidden import Hidden
 from xdray.padding import pad, padded, token_budget_batches
-from xdray.parts import CODECS, LOGITS, Hidden, PartFile, signal_and_codec
+from xdray.parts import LOGITS, PartFile, hidden_part, signal_and_codec
+from xdray.recording import new_record
 from xdray.targets import AnnotateTask, TargetStore
 from xdray.task import Task, own_tokens
 from xdray.teacher import DTYPES, load_teacher, teacher_fingerprint
@@ -34,51 +35,15 @@ SENTENCES_MULTIPLE = 32
 """Of sentences in a batch: fewer shapes, for each of which oneDNN keeps bfloat16 code for ever."""
 
 
-class HiddenRecord:
-    """Hidden states of a shard in a codec, filled batch by batch, with the error that it makes."""
-
-    def __init__(self, tokens: int, width: int, codec: str) -> None:
-        self.codec = codec
-        self.values: NDArray[Any] = np.empty((tokens, width), CODECS[codec])
-        self.scales = np.empty(tokens, np.float32) if codec == "int8" else None
-        self._squares = [0.0, 0.0]
-
-    def put(self, index: NDArray[np.int64], states: Tensor) -> None:
-        """Encode (n, W) states into the rows of these tokens, on the states' own device."""
-        exact = states.float()
-        if self.scales is None:
-            values = exact.half() if self.codec == "float16" else exact
-            decoded = values.float()
-        else:
-            scales = exact.abs().amax(-1, keepdim=True) / 127
-            scales = torch.where(scales == 0, 1, scales)  # of a token with zeros only
-            values = (exact / scales).round().to(torch.int8)
-            decoded = values * scales
-            self.scales[index] = scales[:, 0].cpu().numpy()
-        self.values[index] = values.cpu().numpy()
-        for place, what in enumerate((decoded - exact, exact)):
-            self._squares[place] += float(torch.linalg.vector_norm(what, dtype=torch.float64)) ** 2
-
-    def error(self, what: str) -> float:
-        """||decoded - exact|| / ||exact||. Raises TargetsError where a value was lost."""
-        lost, exact = self._squares
-        if not np.isfinite(exact):
-            raise TargetsError(f"{what}: the teacher gave values that are not finite; try float32")
-        if not np.isfinite(lost):
-            raise TargetsError(
-                f"{what}: a hidden value is beyond {self.codec} (65,504); set targets.codec: int8 "
-                "or float32"
-            )
-        return float(f"{(lost / exact) ** 0.5 if exact else 0.0:.6g}")
-
-
 @dataclass
 class Said:
     """What the teacher said of a shard."""
 
     logits: NDArray[np.float32]
     """(N, C); (S, C) where a sentence has one row."""
-    hidden: dict[Signal, HiddenRecord]
+    hidden: dict[Signal, Hidden]
+    errors: dict[Signal, float]
+    """||decoded - exact|| / ||exact|| of each."""
     padded_tokens: int
     oom_halvings: int
 
@@ -174,17 +139,17 @@ class Annotator:
             encoded = self.task.encode(self.tokenizer, [its.content for its in sentences])
         layers = {part: signal_and_codec(part)[0] for part in parts if part != LOGITS}
         with self._forwarding:
-            said = self._forward(encoded, list(layers.values()))
+            said = self._forward(encoded, list(layers.values()), f"shard {shard.shard_id}")
         if not np.isfinite(said.logits).all():
             raise TargetsError(f"shard {shard.shard_id}: the teacher's logits are not finite")
-        errors = {
-            part: said.hidden[layer].error(f"shard {shard.shard_id}, {part}")
-            for part, layer in layers.items()
-        }
+        errors = {part: said.errors[layer] for part, layer in layers.items()}
         return encoded, said, errors
 
-    def _forward(self, encoded: Encoded, layers: Sequence[Signal]) -> Said:
-        """Forward in length-sorted batches, the longest first; results in the shard's order."""
+    def _forward(self, encoded: Encoded, layers: Sequence[Signal], what: str) -> Said:
+        """Forward in length-sorted batches, the longest first; results in the shard's order.
+
+        what: the shard, as errors name it.
+        """
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)  # it holds for the calling thread alone
         tokens, teacher = len(encoded.ids), self.teacher
@@ -192,9 +157,11 @@ class Annotator:
         rows_out = len(encoded.cut_words) if by_sentence else tokens
         types = token_types(encoded.word_ids, encoded.offsets)
         halvings = teacher.oom_halvings
+        records = {n: new_record(tokens, teacher.width_of(n), self.codec) for n in layers}
         said = Said(
             logits=np.empty((rows_out, len(self.task.labels)), np.float32),
-            hidden={n: HiddenRecord(tokens, teacher.width_of(n), self.codec) for n in layers},
+            hidden={},
+            errors={},
             padded_tokens=0,
             oom_halvings=0,
         )
@@ -212,9 +179,12 @@ class Annotator:
                 said.logits[rows] = logits.cpu().numpy()
             else:
                 said.logits[index] = logits[kept].cpu().numpy()
-            for layer, record in said.hidden.items():
+            for layer, record in records.items():
                 record.put(index, hidden[layer][kept])
             said.padded_tokens += ids.numel()
+        for layer, record in records.items():
+            said.hidden[layer] = record.finish()
+            said.errors[layer] = record.error(f"{what}, {hidden_part(layer, self.codec)}")
         said.oom_halvings = teacher.oom_halvings - halvings
         return said
 
@@ -229,6 +199,7 @@ class Annotator:
         """Write a part; returns its bytes."""
         texts = {"sentence_id": [sentence.sentence_id for sentence in sentences]}
         flat: dict[str, NDArray[Any]] = {}
+        basis = None
         facts: dict[str, Any] = {"cut_words": int(encoded.cut_words.sum())}
         facts["codec_error"] = codec_error
         if file.part == LOGITS:
@@ -240,12 +211,12 @@ class Annotator:
             facts["by_sentence"] = self.task.sentence_logits
         else:
             layer, codec = signal_and_codec(file.part)
-            record = said.hidden[layer]
-            flat["hidden"] = record.values
-            if record.scales is not None:
-                flat["scales"] = record.scales
-            facts |= {"layer": layer, "codec": codec, "width": self.teacher.width_of(layer)}
-        return file.write(texts, flat, encoded.offsets, facts)
+            hidden = said.hidden[layer]
+            flat["hidden"], basis = hidden.values, hidden.basis
+            if hidden.scales is not None:
+                flat["scales"] = hidden.scales
+            facts |= {"layer": layer, "codec": codec, "width": hidden.values.shape[1]}
+        return file.write(texts, flat, encoded.offsets, facts, basis)
 
 
 class StreamingAnnotator(Annotator):
@@ -267,9 +238,7 @@ class StreamingAnnotator(Annotator):
             sentences = [sentences[row] for row in task.rows]
         encoded, said, _ = self._say(task.shard, sentences, task.parts(self.codec))
         tokens = Tokens(encoded.ids, encoded.word_ids, encoded.offsets, said.logits)
-        tokens.hidden = {
-            layer: Hidden(record.values, record.scales) for layer, record in said.hidden.items()
-        }
+        tokens.hidden = dict(said.hidden)
         self.task.mark(tokens)
         if self.own is not None:
             contents = [its.content for its in sentences]

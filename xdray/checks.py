@@ -12,6 +12,7 @@ from xdray.config_data import DataConfig, SourceConfig
 from xdray.corpus import places_of_sources
 from xdray.errors import ConfigError
 from xdray.header import ModelHeader, read_header
+from xdray.hidden import directions_of
 from xdray.kinds import load_task
 from xdray.labels import LabelSet, label_set_of
 from xdray.places import Place
@@ -42,6 +43,7 @@ def check_plan(config: Config) -> ModelHeader:
     check_losses(config, task, header)
     check_aligned(config, header)
     check_tokenizer(config, header)
+    _check_codec(config, header)
     _check_labels(config, task, header)
     _check_files(config.data)
     plan_resources(config, None)
@@ -140,6 +142,15 @@ def check_losses(config: Config, task: Task, header: ModelHeader) -> None:
             )
     if config.evaluation.hard_labels:
         raise ConfigError(f"evaluation.hard_labels needs classes, task.kind is '{task.kind}'")
+
+
+def _check_codec(config: Config, header: ModelHeader) -> None:
+    directions = directions_of(config.targets.codec)
+    if directions is not None and directions >= header.width:
+        raise ConfigError(
+            f"targets.codec: {config.targets.codec}: the teacher's layers have {header.width} "
+            "directions; name fewer, or take float16"
+        )
 
 
 def check_aligned(config: Config, header: ModelHeader) -> None:

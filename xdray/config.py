@@ -5,14 +5,16 @@ was typed. Rules that need the teacher's or the data's header are in `checks.che
 XtremeDistil (ACL 2020), P2 XtremeDistilTransformers (2021).
 """
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from xdray.config_data import DataConfig, Section, TokensConfig
 from xdray.config_export import ExportConfig
 from xdray.config_recipe import RecipeConfig
 from xdray.config_search import SearchConfig
+from xdray.hidden import CODEC_NAMES
 
 
 class RunConfig(Section):
@@ -126,10 +128,18 @@ class TargetsConfig(Section):
     delivery: Literal["stored", "streamed"] = "stored"
     """stored: the teacher runs once, students read its targets from the store. streamed: nothing is
     kept; teacher actors feed the students while they learn, once more each epoch."""
-    codec: Literal["float32", "float16", "int8"] = "float16"
-    """Of hidden states; int8 with one scale a token. Logits are float32 always."""
+    codec: str = "float16"
+    """Of hidden states: float32, float16, int8 with one scale a token, or pca<k>, e.g. pca128: the
+    k leading directions of each shard's states. Logits are float32 always."""
     shard_sentences: int = Field(default=4096, ge=16)
     """Sentences a shard: the unit of work, of commit and of loss."""
+
+    @field_validator("codec")
+    @classmethod
+    def _known(cls, codec: str) -> str:
+        if not re.fullmatch(CODEC_NAMES, codec):
+            raise ValueError(f"'{codec}', expected float32, float16, int8 or pca<k>, e.g. pca128")
+        return codec
 
 
 class StudentConfig(Section):

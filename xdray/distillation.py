@@ -16,6 +16,7 @@ from xdray.checks import check_plan
 from xdray.cluster import Cluster, fit_on_workers, plan_resources
 from xdray.config import Config
 from xdray.corpus import Labelled, TransferPlan, plan_transfer, text_keys
+from xdray.costs import cost_report
 from xdray.errors import ConfigError
 from xdray.header import ModelHeader, read_header
 from xdray.kinds import load_task, with_labels
@@ -133,8 +134,8 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
     encoder = str(model_folder(config.teacher.finetune.encoder, weights=not fresh))
     settings = config.teacher.finetune.model_dump(mode="json")
     base = {"finetune": settings, "data": corpus.fingerprint, "seed": config.run.seed}
-    key = {"key": fingerprint(base)}
-    if folder.is_dir() and run.read_json("teacher.json") == key:
+    key = fingerprint(base)
+    if folder.is_dir() and (run.read_json("teacher.json") or {}).get("key") == key:
         run.console.say(f"teacher: fine-tuned before, taken from {folder}")
         return str(folder)
     lesson = Lesson(
@@ -150,9 +151,9 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
         start_from=None,
         threads=plan_resources(config, None).threads_per_worker,
     )
-    train(run, cluster, lesson, loop=finetune)
+    rows = train(run, cluster, lesson, loop=finetune)
     save_finetuned(lesson.start, corpus.task, run.path("finetuning"), folder, fresh)
-    run.write_json("teacher.json", key)
+    run.write_json("teacher.json", {"key": key, "seconds": sum(row["seconds"] for row in rows)})
     return str(folder)
 
 
@@ -239,13 +240,9 @@ def train_controls(
     Same start and choice by dev, `training`'s rate; at least the student's number of steps, and no
     early end.
     """
-    evaluation = run.config.evaluation
-    asked = {"baseline": evaluation.baseline, "hard_labels": evaluation.hard_labels}
-    if not lesson.task.has_gold:
-        return {}
     controls = {}
     for control, loss in (("baseline", "labels"), ("hard_labels", "hard_labels")):
-        if not asked[control]:
+        if not (lesson.task.has_gold and getattr(run.config.evaluation, control)):
             continue
         epochs = control_epochs(lesson, rows, loss)
         run.console.say(f"control {control}: {epochs} epochs of {loss}")
@@ -309,7 +306,9 @@ def assess(
         "config": config.model_dump(mode="json"),
     }
     for name, (_, its_rows) in controls.items():
-        report[name]["steps"] = sum(row["steps"] for row in its_rows)
+        report[name] |= {key: sum(row[key] for row in its_rows) for key in ("steps", "seconds")}
+    finetuning = (run.read_json("teacher.json") or {}).get("seconds", 0.0)
+    report["costs"] = cost_report(report, finetuning, [report[its]["seconds"] for its in controls])
     (run.path("student") / "README.md").write_text(model_card(report), encoding="utf-8")
     report["report"] = str(write_report(run.folder, report))
     run.console.show(summary_table(report))

@@ -293,3 +293,28 @@ def fact_table(report: Report, *parts: str) -> tuple[Head, Rows]:
 
 def _ratio(over: float | None, under: float | None) -> float | None:
     return over / under if over is not None and under else None
+
+
+def cost_table(report: Report) -> tuple[Head, Rows]:
+    """CPU-hours and GPU-hours of each part, in all and per million sentences."""
+    head = ["Part", "Seconds", "CPU-hours", "GPU-hours", "CPU-h a million", "GPU-h a million"]
+    rows = []
+    for name, its in (at(report, "costs.parts") or {}).items():
+        hours = [at(its, key) for key in ("seconds", "cpu_hours", "gpu_hours")]
+        hours += [at(its, f"per_million.{key}") for key in ("cpu_hours", "gpu_hours")]
+        rows.append([name, *(number(value, "{:.3g}") for value in hours)])
+    return head, rows
+
+
+def serving_sentence(report: Report) -> str:
+    """What a million sentences cost to serve, and when the run is repaid."""
+    its = at(report, "costs.serving")
+    if its is None:
+        return ""
+    unit = "GPU-hours" if its["unit"] == "gpu_hours" else "CPU-hours"
+    text = (
+        f"A million sentences at batch 32 take the teacher {its['teacher']:.3g} {unit}, the "
+        f"student {its['student']:.3g}: {its['saved']:.3g} saved."
+    )
+    repaid = its["repaid_after_sentences"]
+    return text if repaid is None else f"{text} The run is repaid after {count(repaid)} sentences."

@@ -4,9 +4,11 @@ shards/xx/SHARD_ID.PART.parquet in the store's folder, xx the first two characte
 Part "logits": sentence_id, language, length, ids and word_ids (int32), logits (float32, C a token;
 C a sentence where the footer says by_sentence).
 Part "hidden-LAYER-CODEC", or "qkv-LAYER-CODEC" (queries, keys, values): sentence_id, length, hidden
-(W values a token, 3 W of qkv), scales (float32 a token;
-int8 only). Blobs are little-endian; a row is a sentence, in the shard's order. Under "xdray" the
-footer holds JSON: shard_id, key, part, rows, tokens, cut_words, width, layer, codec, codec_error.
+(W values a token, 3 W of qkv; k of pca<k>), scales (float32 a token; int8 only), basis (pca<k>
+only: 1 + k rows of W float32 in the first sentence's row, nothing in the others').
+Blobs are little-endian; a row is a sentence, in the shard's order. Under "xdray" the footer holds
+JSON: shard_id, key, part, rows, tokens, cut_words, width (values a token), layer, codec,
+codec_error.
 A valid footer alone proves nothing: a writer closed by an exception leaves one. So a part counts as
 there when its footer names the shard, the store and the rows that were asked for.
 
@@ -24,13 +26,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xdray.errors import TargetsError
+from xdray.hidden import Hidden, directions_of, value_type
 from xdray.storage import join, open_input, write_bytes_atomic
 from xdray.tokenised import Signal
 
 LOGITS = "logits"
 TOKENS = "tokens-"
 TEXT = ("ids", "word_ids")
-CODECS: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 ROW_GROUP = 256
 _TYPES: dict[str, Any] = {
     "ids": np.int32,
@@ -58,23 +60,6 @@ def signal_and_codec(part: str) -> tuple[Signal, str]:
     return (int(layer) if kind == "hidden" else signal), codec
 
 
-@dataclass(frozen=True)
-class Hidden:
-    """Hidden states of a shard as they were stored, decoded where they are read."""
-
-    values: NDArray[Any]
-    """(N, W) float32, float16 or int8."""
-    scales: NDArray[np.float32] | None = None
-    """(N,) of int8 values."""
-
-    def take(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Rows of these tokens, decoded: (len(index), W)."""
-        rows = np.take(self.values, index, axis=0).astype(np.float32)
-        if self.scales is not None:
-            rows *= self.scales[index, None]
-        return rows
-
-
 @dataclass(frozen=True, slots=True)
 class PartFile:
     """Where a part of a shard is or will be, and what it must hold."""
@@ -100,11 +85,13 @@ class PartFile:
         flat: Mapping[str, NDArray[Any]],
         offsets: NDArray[np.int64],
         facts: Mapping[str, Any],
+        basis: NDArray[np.float32] | None = None,
     ) -> int:
         """Write the file atomically; returns its bytes.
 
         texts: columns with a string a sentence. flat: columns (N, ...) with values a token, cut
         into sentences by offsets (S + 1,). facts: what the footer says beside the file's identity.
+        basis: of pca<k>.
         """
         columns: dict[str, pa.Array] = {name: pa.array(column) for name, column in texts.items()}
         columns["length"] = pa.array(np.diff(offsets).astype(np.int32))
@@ -112,6 +99,9 @@ class PartFile:
         for name, values in flat.items():
             alone = name == LOGITS and facts.get("by_sentence")
             columns[name] = _blobs(values, rows if alone else offsets)
+        if basis is not None:
+            blobs = [basis.tobytes(), *[b""] * (len(offsets) - 2)]
+            columns["basis"] = pa.array(blobs, pa.large_binary())
         counts = {"rows": len(offsets) - 1, "tokens": int(offsets[-1])}
         footer = {**self._identity(), **counts, **facts}
         table = pa.table(columns).replace_schema_metadata({"xdray": json.dumps(footer)})
@@ -190,12 +180,23 @@ class PartFile:
 
     def hidden(self, lengths: NDArray[Any]) -> Hidden:
         """Read a hidden part. Raises TargetsError as `read` does."""
-        has_scales = signal_and_codec(self.part)[1] == "int8"
+        codec = signal_and_codec(self.part)[1]
+        has_scales = codec == "int8"
         flat = self.read(["hidden", "scales"] if has_scales else ["hidden"], lengths)
-        return Hidden(flat["hidden"], flat["scales"][:, 0] if has_scales else None)
+        scales = flat["scales"][:, 0] if has_scales else None
+        directions = directions_of(codec)
+        return Hidden(flat["hidden"], scales, self._basis(directions) if directions else None)
+
+    def _basis(self, directions: int) -> NDArray[np.float32]:
+        file, _ = self._open()
+        try:
+            blob = file.read_row_group(0, columns=["basis"], use_threads=False)["basis"][0].as_py()
+            return np.frombuffer(blob, np.float32).reshape(1 + directions, -1)
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise self._damaged(f"its basis: {error}") from error
 
     def _type(self, name: str, footer: Mapping[str, Any]) -> Any:
-        return _TYPES[name] if name in _TYPES else CODECS[footer["codec"]]
+        return _TYPES[name] if name in _TYPES else value_type(footer["codec"])
 
     def _identity(self) -> dict[str, Any]:
         return {"shard_id": self.shard_id, "key": self.key, "part": self.part}

@@ -23,6 +23,7 @@ from xdray.config_data import TransferConfig
 from xdray.corpus import places_of_sources
 from xdray.errors import ConfigError
 from xdray.header import ModelHeader, resolve_model
+from xdray.hidden import token_bytes
 from xdray.kinds import load_task
 from xdray.places import Place, Span, open_place
 from xdray.readers import read_rows
@@ -32,8 +33,6 @@ from xdray.stages import needed_layers
 from xdray.storage import free_space, size
 from xdray.tokenised import Signal
 
-BYTES_PER_VALUE = {"float32": 4, "float16": 2, "int8": 1}
-SCALE_BYTES = 4
 SAMPLE_SENTENCES = 1000
 STREAM_SHARDS = 4
 """Under way at once in a stream, at least: made, waiting, copied, learnt from."""
@@ -163,10 +162,8 @@ def _sentence_bytes(
     config: Config, header: ModelHeader, layers: tuple[Signal, ...], logits: float, tokens: float
 ) -> float:
     """Bytes of a sentence in the store (DESIGN: ids, word ids, logits, hidden states)."""
-    value = BYTES_PER_VALUE[config.targets.codec]
-    scale = SCALE_BYTES if config.targets.codec == "int8" else 0
     widths = [header.width * (1 if isinstance(signal, int) else 3) for signal in layers]
-    hidden = sum(width * value + scale for width in widths)
+    hidden = sum(token_bytes(config.targets.codec, width) for width in widths)
     return tokens * (4 + 4 + hidden) + 4 * logits + 64
 
 

@@ -20,6 +20,7 @@ from xdray.figures import (
     at,
     body_ratio,
     comparison,
+    cost_table,
     count,
     fact_table,
     interval,
@@ -33,6 +34,7 @@ from xdray.figures import (
     percent,
     plain,
     seconds,
+    serving_sentence,
     step_table,
     student_name,
     text_table,
@@ -182,7 +184,7 @@ def _card_text(report: Report) -> str:
         f"{at(report, 'task.about')} In brackets the 95 % interval, a paired bootstrap over test "
         "sentences. No teacher: the same student trained on the labels alone. Latency: "
         f"{at(report, 'config.evaluation.latency_length') or NONE} tokens a sentence, float32; "
-        f"{machine_name(report)}.",
+        f"{machine_name(report)}. {serving_sentence(report)}".rstrip(),
         "## By language",
         _markdown(*language_table(report, languages_of(report))),
         "## Trained on",
@@ -264,6 +266,7 @@ def _page(report: Report, pictures: Mapping[str, str]) -> str:
         table(*step_table(report), kind="steps"),
         "<h2>Size and latency</h2><div class=pair>"
         f"<div>{pictures.get('sizes', '')}</div><div>{pictures.get('latency', '')}</div></div>",
+        "<h2>Cost</h2>" + table(*cost_table(report)) + soft(serving_sentence(report)),
         "<h2>Text</h2>" + table(*text_table(report), kind="text"),
         "<h2>The teacher's targets</h2>"
         + table(*fact_table(report, "targets", "evaluation", "agreement"), kind="text"),
