@@ -63,7 +63,7 @@ def annotate(
         split: inline_shards(list(s), config.targets.shard_sentences) for split, s in scored.items()
     }
     tasks += [AnnotateTask(shard, ()) for shards in inline.values() for shard in shards]
-    receipts = _forward_missing(run, cluster, teacher, task, store, tasks)
+    receipts, rate = _forward_missing(run, cluster, teacher, task, store, tasks)
     seconds = time.monotonic() - started
     views = {
         split: _view(run, store, split, shards, ["logits"]) for split, shards in inline.items()
@@ -96,6 +96,7 @@ def annotate(
         "codec_error": views["transfer"].codec_error,
         "oom_halvings": sum(r["oom_halvings"] for r in mine),
         "seconds": round(seconds, 2),
+        "sentences_per_second": rate,
         "shards": len(transfer),
     }
     others = sum(r["forwarded"] for r in receipts if r["shard_id"] not in transfer_ids)
@@ -134,12 +135,13 @@ def _forward_missing(
     task: Task,
     store: TargetStore,
     tasks: list[AnnotateTask],
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], float | None]:
+    """Receipts, and the sentences a second once each actor has done its first shard."""
     config = run.config
     missing = store.missing(tasks, config.targets.codec)
     if not missing:
         run.console.say(f"targets: all {len(tasks)} shards are in {store.folder}")
-        return []
+        return [], None
     plan = plan_resources(config, len(missing))
     total = sum(task.shard.rows for task in missing)
     run.console.say(
@@ -148,18 +150,21 @@ def _forward_missing(
     )
     store.prepare()
     kwargs = _actor_kwargs(config, teacher, task, store, plan)
-    receipts, done = [], 0
+    receipts, done, warm = [], 0, (0.0, 0)
     run.console.progress("targets", 0, total, "sentences")
     for receipt in map_shards(cluster, Annotator, kwargs, missing, plan):
         receipts.append(receipt)
         done += receipt["rows"]
+        if len(receipts) == plan.replicas:
+            warm = (time.monotonic(), done)
         run.console.progress("targets", done, total, "sentences")
     run.console.end()
     if done != total:
         raise TargetsError(
             f"{store.folder}: {done} sentences came back of {total} that were sent; run it again"
         )
-    return receipts
+    rate = (done - warm[1]) / (time.monotonic() - warm[0]) if done > warm[1] else None
+    return receipts, rate and round(rate, 1)
 
 
 def _actor_kwargs(

@@ -208,8 +208,8 @@ def _map_window(
     settings.print_on_execution_start = False
     settings.execution_no_progress_timeout_s = SILENT_SECONDS
     settings.execution_options.preserve_order = in_order
-    # a task in reserve keeps an actor busy, but where items are few it may starve another
-    in_flight = 2 if len(window) > 8 * plan.replicas else 1
+    # a task in reserve keeps an actor busy, but where items are few it may starve another actor
+    in_flight = 2 if plan.replicas == 1 or len(window) > 8 * plan.replicas else 1
     receipts = dataset.map_batches(
         PoolWorker,
         batch_size=1,

@@ -1,0 +1,156 @@
+"""What every part of the benchmark shares: its settings, taking turns, conditions, the table."""
+
+import gc
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from ruamel.yaml import YAML
+
+from xdray.config import Config
+from xdray.config_data import Section
+from xdray.configfile import load_config
+from xdray.evaluation import machine
+
+PARTS = (
+    "start",
+    "paper_shape",
+    "teacher",
+    "student",
+    "workers",
+    "run",
+    "replicas",
+    "memory",
+)
+
+
+class Settings(Section):
+    """A benchmark's own YAML."""
+
+    config: str
+    """The run's config: teacher, student, text."""
+    overrides: list[str] = Field(default=[])
+    """Of that config."""
+    memory_config: str | None = None
+    """Config of the part `memory`: more text."""
+    memory_overrides: list[str] = Field(default=[])
+    tiny_config: str = "configs/tiny.yaml"
+    threads: int = Field(default=2, gt=0)
+    """Of every model here: ours, bare loops and peers."""
+    repeats: int = Field(default=3, ge=1)
+    """Turns; medians are reported."""
+    sentences: int = Field(default=20_000, gt=0)
+    """Of the teacher's pass."""
+    epoch_sentences: int = Field(default=10_000, gt=0)
+    """Of a student's epoch."""
+    pipeline_sentences: int = Field(default=2_000, gt=0)
+    """Of transformers' pipeline at batch 64, a quarter of them at batch 1."""
+    passes: int = Field(default=16, gt=0)
+    """Epochs over the transfer text that one teacher pass serves (of the run's recipe)."""
+    dev_score: float = 0.6
+    """Dev score that the part `run` trains to."""
+    most_epochs: int = Field(default=8, gt=0)
+    """Of a peer in that part, reached or not."""
+    memory_sentences: list[int] = Field(default=[10_000, 300_000])
+    replicas: list[int] = Field(default=[1, 4, 16, 64])
+    batch_seconds: float = 0.05
+    """Latency of the simulated teacher."""
+    parts: list[str] = Field(default=list(PARTS))
+
+
+@dataclass
+class Found:
+    """What a part has measured."""
+
+    ratios: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_settings(path: str, parts: list[str] | None, changes: Mapping[str, Any]) -> Settings:
+    """Read a benchmark's YAML; parts and changes from the command line come on top."""
+    values: Any = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    values |= changes
+    if parts:
+        values["parts"] = parts
+    settings = Settings.model_validate(values)
+    unknown = set(settings.parts) - set(PARTS)
+    if unknown:
+        raise SystemExit(f"{path}: no part {sorted(unknown)}; there is {', '.join(PARTS)}")
+    return settings
+
+
+def run_config(settings: Settings, folder: Path, *changes: str) -> Config:
+    """Return the run's config in a folder of its own, without controls and latency."""
+    own = [
+        f"run.folder={folder}/run",
+        f"targets.store={folder}/targets",
+        f"cluster.threads={settings.threads}",
+        "evaluation.baseline=false",
+        "evaluation.latency=false",
+        "evaluation.bootstrap=0",
+    ]
+    return load_config(settings.config, [*settings.overrides, *own, *changes])
+
+
+def take_turns(
+    measures: Mapping[str, Callable[[], float]], repeats: int, say: Callable[[str], None] = print
+) -> dict[str, float]:
+    """Call all in turn, `repeats` times; the median of what each returned."""
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for turn in range(repeats):
+        for name, measure in measures.items():
+            gc.collect()
+            found[name].append(measure())
+            say(f"  turn {turn + 1}: {name} {found[name][-1]:.4g}")
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of a call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def conditions(settings: Settings) -> dict[str, Any]:
+    """What the figures depend on."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    found = machine() | {"commit": commit or "no git", "threads": settings.threads}
+    for package in ("onnxruntime", "textbrewer", "accelerate"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def as_markdown(found: Found, bars: Mapping[str, float], command: str, about: Any) -> str:
+    """Return a section for the dated file: ratios beside their bars, figures, conditions."""
+    lines = [f"## {about.pop('date')}", "", f"`{command}`", "", "| Ratio | Found | Bar |"]
+    lines += ["| --- | ---: | ---: |"]
+    lines += [f"| {k} | {v:.4g} | {bars.get(k, '')} |" for k, v in found.ratios.items()]
+    lines += ["", "| Figure | |", "| --- | --- |"]
+    lines += [f"| {k} | {_plain(v)} |" for k, v in found.figures.items()]
+    lines += ["", *(f"- {note}" for note in found.notes)]
+    lines += ["", "Conditions: " + ", ".join(f"{k} {v}" for k, v in about.items() if v is not None)]
+    return "\n".join(lines) + "\n\n"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value).strip('"')
+
+
+def use_threads(settings: Settings) -> None:
+    """Threads of torch in this process."""
+    torch.set_num_threads(settings.threads)

@@ -1,0 +1,618 @@
+"""Parts of the benchmark: each measures ours, a bare loop and peers in turns, and gives ratios.
+
+A bare loop is the limit: the same model, dtype and threads on batches that lie in memory.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import peers
+from benchmarks.harness import Found, Settings, run_config, take_turns, timed
+from xdray.annotation import annotate
+from xdray.batches import BatchPlan
+from xdray.checks import check_plan
+from xdray.cluster import Cluster, map_shards
+from xdray.config import Config
+from xdray.corpus import read_shard
+from xdray.distillation import (
+    annotate_all,
+    distill,
+    make_lesson,
+    make_teacher,
+    read_corpus,
+    settled,
+    train,
+)
+from xdray.learner import Wanted
+from xdray.learning import Scorer, start_student, transfer_sources
+from xdray.loader import Loader
+from xdray.modeling_bilstm import BiLstmConfig, BiLstmForTokenClassification
+from xdray.padding import pad, token_budget_batches
+from xdray.recipes import plan_stages
+from xdray.resources import ResourcePlan, Resources
+from xdray.runs import open_run
+from xdray.sessions import LocalSession
+from xdray.stages import needed_layers
+from xdray.starts import prepare_start
+from xdray.teacher import DTYPES, best_dtype, load_teacher
+from xdray.tokens import load_tokenizer, pad_id_of
+from xdray.workers import keep_few_shapes
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that goes."""
+    folder = Path(tempfile.mkdtemp(prefix="xdray-benchmark-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _seconds_of(command: Sequence[str]) -> float:
+    """Seconds of a command; its output is thrown away. Raises where it fails."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return timed(
+        lambda: subprocess.run(command, check=True, capture_output=True, env=environment, cwd=ROOT)
+    )
+
+
+def measure_start(settings: Settings) -> Found:
+    """Seconds of `import xdray`, of a plan, and of a whole tiny run in a new process."""
+    job = [sys.executable, "jobs/distill.py"]
+
+    def tiny() -> float:
+        with scratch() as folder:
+            places = [f"run.folder={folder}/run", f"targets.store={folder}/targets"]
+            return _seconds_of([*job, settings.tiny_config, *places])
+
+    found = take_turns(
+        {
+            "import_s": lambda: _seconds_of([sys.executable, "-c", "import xdray"]),
+            "plan_start_s": lambda: _seconds_of(
+                [*job, settings.config, *settings.overrides, "--plan"]
+            ),
+            "tiny_run_s": tiny,
+        },
+        settings.repeats,
+    )
+    return Found(ratios=dict(found))
+
+
+def measure_paper_shape(settings: Settings) -> Found:
+    """An E 50 H 200 student of 88.5 k pieces beside a teacher of mBERT's shape, random weights."""
+    from transformers import BertConfig, BertForTokenClassification
+
+    from xdray.graphs import write_onnx
+    from xdray.quantization import quantize
+    from xdray.runtimes import OnnxModel
+
+    labels = {number: str(number) for number in range(7)}
+    teacher: Any = BertForTokenClassification(BertConfig(vocab_size=119_547, id2label=labels))
+    shape = BiLstmConfig(
+        vocab_size=88_500, embedding_size=50, hidden_size=200, id2label=labels, dropout=0.0
+    )
+    student: Any = BiLstmForTokenClassification(shape)
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, student)]
+    found = Found(ratios={"paper_shape_parameters": sizes[0] / sizes[1]})
+    with scratch() as folder:
+        student.eval().save_pretrained(folder)
+        write_onnx(student, folder / "model.onnx")
+        quantize(folder / "model.onnx", folder / "small.onnx", "dynamic")
+        models: dict[str, Any] = {
+            "teacher float32": teacher.eval(),
+            "teacher bfloat16": BertForTokenClassification(teacher.config).bfloat16().eval(),
+            "student torch": student,
+            "student onnx": OnnxModel(folder, folder / "model.onnx", settings.threads),
+            "student int8": OnnxModel(folder, folder / "small.onnx", settings.threads),
+            "student bfloat16": BiLstmForTokenClassification(shape).bfloat16().eval(),
+        }
+        for length in (32, 128):
+            for batch in (1, 32, 128):
+                rates = _rates(models, batch, length, settings.repeats)
+                for name, rate in rates.items():
+                    found.figures[f"{name}, batch {batch}, length {length}, sentences/s"] = rate
+                if length == 32 and batch < 128:
+                    best = max(rates["student torch"], rates["student onnx"])
+                    key = f"paper_shape_float32_batch_{batch}"
+                    found.ratios[key] = best / rates["teacher float32"]
+                    key = f"paper_shape_int8_batch_{batch}"
+                    found.ratios[key] = rates["student int8"] / rates["teacher float32"]
+    found.notes.append(
+        "paper shape: random weights; the teacher in float32 PyTorch, the student in the faster of "
+        "PyTorch and ONNX float32, or in ONNX int8 with dynamic quantisation"
+    )
+    return found
+
+
+def _rates(models: dict[str, Any], batch: int, length: int, repeats: int) -> dict[str, float]:
+    """Sentences a second of each, in turns."""
+    ids = torch.randint(5, 80_000, (batch, length))
+    mask = torch.ones_like(ids)
+
+    def rate(model: Any) -> Callable[[], float]:
+        def measure() -> float:
+            with torch.inference_mode():
+                model(input_ids=ids, attention_mask=mask)
+                calls, started = 0, time.perf_counter()
+                while (seconds := time.perf_counter() - started) < 0.5 or calls < 2:
+                    model(input_ids=ids, attention_mask=mask)
+                    calls += 1
+            return calls * batch / seconds
+
+        return measure
+
+    silent: Callable[[str], None] = lambda text: None  # noqa: E731
+    return take_turns({k: rate(its) for k, its in models.items()}, repeats, silent)
+
+
+def measure_teacher(settings: Settings) -> Found:
+    """The teacher's pass, start-up apart, beside a bare loop and transformers' pipeline."""
+    model = str(run_config(settings, Path("none")).teacher.model)
+    found, facts = Found(), []
+    dtype = best_dtype("cpu")
+    with scratch() as folder:
+        config = run_config(settings, folder, f"data.transfer.sentences={settings.sentences}")
+        with open_run(config, True) as run:
+            corpus = read_corpus(run)
+        sentences = [s for shard in corpus.transfer.shards for s in read_shard(shard)]
+        contents = [sentence.content for sentence in sentences]
+        texts = [str(content) for content in contents]
+        layers = needed_layers(plan_stages(config, check_plan(config).num_layers))
+
+        def ours() -> float:
+            shutil.rmtree(folder / "targets", ignore_errors=True)
+            scored = {split: [] for split in ("dev", "test")}
+            shards = corpus.transfer.shards
+            with open_run(config, True) as run, Cluster(config.cluster) as cluster:
+                its = annotate(run, cluster, model, corpus.task, layers, shards, scored).facts
+            facts.append(its)
+            return its["sentences_per_second"]
+
+        encoded = corpus.task.encode(load_tokenizer(model), contents)
+        lengths = encoded.offsets[1:] - encoded.offsets[:-1]
+        keep_few_shapes()
+        teacher = load_teacher(model, corpus.task, DTYPES[dtype])
+        batches = [
+            pad(encoded.ids, encoded.offsets, rows, 0)[:2]
+            for rows in token_budget_batches(lengths, config.teacher.batch_tokens, 32)
+        ]
+
+        def bare() -> float:
+            seconds = timed(lambda: [teacher.forward(*batch, layers) for batch in batches])
+            return len(contents) / seconds
+
+        some = settings.pipeline_sentences
+        rates = take_turns(
+            {
+                "teacher pass, sentences/s": ours,
+                "bare loop, sentences/s": bare,
+                f"pipeline, batch 64, {dtype}, sentences/s": lambda: peers.pipeline_rate(
+                    model, texts[:some], 64, DTYPES[dtype]
+                ),
+                "pipeline, batch 1, float32, sentences/s": lambda: peers.pipeline_rate(
+                    model, texts[: some // 4], 1, torch.float32
+                ),
+            },
+            settings.repeats,
+        )
+    pass_rate, bare_rate, same, default = rates.values()
+    found.figures |= rates
+    start = min(its["seconds"] - its["rows"] / its["sentences_per_second"] for its in facts)
+    tokens = facts[-1]["tokens"] / facts[-1]["rows"]
+    found.figures |= {
+        "teacher pass, real tokens/s": pass_rate * tokens,
+        "teacher pass, padding share": facts[-1]["padding"],
+        "teacher pass, start-up of Ray and actor, s": start,
+        "rows from which the pass with its start beats the pipeline, batch 64": start
+        / (1 / same - 1 / pass_rate)
+        if pass_rate > same
+        else None,
+    }
+    found.ratios = {
+        "teacher_over_bare_loop": pass_rate / bare_rate,
+        "teacher_over_pipeline_same_dtype": pass_rate / same,
+        "teacher_over_pipeline_default": pass_rate / default,
+    }
+    found.notes.append(
+        f"teacher pass: {len(contents)} sentences, logits and layers {list(layers)} stored as "
+        f"{config.targets.codec}; its rate is from the second shard on. Bare loop: {dtype}, "
+        "tokenised before, sorted by length over all sentences, nothing kept"
+    )
+    return found
+
+
+@contextmanager
+def _prepared(settings: Settings, sentences: int, *changes: str) -> Iterator[dict[str, Any]]:
+    """A run with its teacher's pass done: all that training takes."""
+    with scratch() as folder:
+        config = run_config(settings, folder, f"data.transfer.sentences={sentences}", *changes)
+        with open_run(config, True) as run, Cluster(config.cluster) as cluster:
+            header = check_plan(config)
+            stages = plan_stages(config, header.num_layers)
+            corpus = read_corpus(run)
+            teacher = make_teacher(run, cluster, corpus)
+            targets = annotate_all(run, cluster, corpus, teacher, needed_layers(stages))
+            words = corpus.splits["train"].sentences
+            start = prepare_start(
+                config, run.path("start"), teacher, corpus.task, targets.transfer, words
+            )
+            yield {
+                "run": run,
+                "cluster": cluster,
+                "corpus": corpus,
+                "teacher": teacher,
+                "targets": targets,
+                "stages": stages,
+                "header": header,
+                "start": start,
+                "lesson": make_lesson(run, corpus, targets, header, start, stages, ""),
+            }
+
+
+def _epoch_seconds(rows: list[dict[str, Any]], stage: str) -> float:
+    """Seconds of the later epochs of a stage, scoring and saving among them."""
+    history = next(row["history"] for row in rows if row["name"] == stage)
+    return (history[-1]["seconds"] - history[0]["seconds"]) / (len(history) - 1)
+
+
+ONE_STAGE = (
+    "recipe={name: epochs over the transfer text, layer: %d, stages: [{name: both, epochs: 3, "
+    "terms: [{loss: hidden, split: transfer}, {loss: logits, split: transfer, distance: kl}]}]}"
+)
+
+
+def _bare_epoch(prepared: dict[str, Any]) -> float:
+    """Seconds of an epoch in a plain loop on the same batches, all in memory."""
+    lesson, config = prepared["lesson"], settled(prepared["run"])
+    stage = lesson.stages[0]
+    tokenizer = load_tokenizer(lesson.start)
+    student = start_student(lesson, tokenizer).train()
+    layer = stage.terms[0].layer
+    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3, fused=True)
+    wanted = Wanted((-1,), ())
+    bfloat16 = config.training.autocast == "bfloat16"
+    batches = prepared["batches"]
+
+    def epoch() -> None:
+        for batch in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                seen = student.observe(batch.input_ids, batch.attention_mask, None, wanted)
+                hidden = seen.hidden[-1].flatten(0, 1)[batch.kept].float()
+                logits = seen.logits.flatten(0, 1)[batch.kept].float()
+                loss = nn.functional.mse_loss(hidden, batch.hidden[layer])
+                loss = loss + nn.functional.kl_div(
+                    logits.log_softmax(-1), batch.logits.softmax(-1), reduction="batchmean"
+                )
+            loss.backward()
+            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+    return timed(epoch)
+
+
+def _batches(prepared: dict[str, Any], epoch: int) -> list[Any]:
+    """An epoch's batches as training reads them."""
+    import numpy as np
+
+    lesson = prepared["lesson"]
+    training = lesson.config.training
+    plan = BatchPlan(
+        transfer_sources(lesson, 1)[0],
+        lesson.stages[0].batch_tokens,
+        training.window_shards,
+        seed=0,
+        held_out=training.held_out,
+    )
+    ids = np.load(Path(lesson.start) / "student_ids.npy")
+    pad_id = pad_id_of(load_tokenizer(lesson.start))
+    return list(Loader(plan, lesson.stages[0].layers, pad_id, ids).batches(epoch))
+
+
+def _peer_student(prepared: dict[str, Any]) -> Any:
+    """The same student as a transformers model, on the teacher's whole vocabulary's ids."""
+    lesson = prepared["lesson"]
+    return start_student(lesson, load_tokenizer(lesson.start)).model
+
+
+def _peer_ids(prepared: dict[str, Any]) -> list[list[int]]:
+    """Token ids of the transfer text, the teacher's: the vocabulary is not pruned for peers."""
+    corpus = prepared["corpus"]
+    contents = [s.content for shard in corpus.transfer.shards for s in read_shard(shard)]
+    encoded = corpus.task.encode(load_tokenizer(prepared["teacher"]), contents)
+    bounds = zip(encoded.offsets[:-1], encoded.offsets[1:], strict=True)
+    return [encoded.ids[first:last].tolist() for first, last in bounds]
+
+
+def measure_student(settings: Settings) -> Found:
+    """A student's epoch beside a bare loop, and beside peers that ask the teacher each time."""
+    layer = run_config(settings, Path("none")).recipe.layer or 4
+    changes = [ONE_STAGE % layer, "tokens.vocabulary=full", "training.workers=0"]
+    found = Found()
+    with _prepared(settings, settings.epoch_sentences, *changes) as prepared:
+        run, lesson = prepared["run"], prepared["lesson"]
+        prepared["batches"] = _batches(prepared, 1)
+        ids, model = _peer_ids(prepared), str(prepared["teacher"])
+        tokenizer = load_tokenizer(model)
+        dtype = prepared["targets"].facts["dtype"]
+        teacher = load_teacher(model, prepared["corpus"].task, DTYPES[dtype]).model
+        bfloat16 = settled(run).training.autocast == "bfloat16"
+
+        def ours() -> float:
+            shutil.rmtree(lesson.folder, ignore_errors=True)
+            rows = train(run, prepared["cluster"], lesson)
+            return _epoch_seconds(rows, "both")
+
+        def peer(train_with: Callable[..., float]) -> float:
+            student = _peer_student(prepared)
+            return train_with(student, teacher, layer, tokenizer, ids, 1e-3, 1, bfloat16)
+
+        seconds = take_turns(
+            {
+                "epoch, s": ours,
+                "bare epoch, s": lambda: _bare_epoch(prepared),
+                "Trainer's epoch, s": lambda: peer(peers.train_with_trainer),
+                "TextBrewer's epoch, s": lambda: peer(peers.train_with_textbrewer),
+            },
+            settings.repeats,
+        )
+        facts = prepared["targets"].facts
+    ours_s, bare_s, trainer_s, brewer_s = seconds.values()
+    once = facts["rows"] / (facts["sentences_per_second"] or facts["rows"] / facts["seconds"])
+    told = ours_s + once / settings.passes
+    found.figures |= seconds | {
+        "teacher pass for these sentences, s": once,
+        "epoch with its share of the pass, s": told,
+        "sentences/s of an epoch": facts["rows"] / ours_s,
+        "K epochs, ours over re-forwarding (K = 1, 2, 4, 8, 16)": [
+            round(trainer_s * k / (once + ours_s * k), 2) for k in (1, 2, 4, 8, 16)
+        ],
+    }
+    found.ratios = {
+        "student_epoch_over_bare_loop": bare_s / ours_s,
+        "student_epoch_over_trainer": trainer_s / told,
+        "student_epoch_over_textbrewer": brewer_s / told,
+    }
+    found.notes.append(
+        f"student: {facts['rows']} sentences, hidden and logits terms together; ours and the bare "
+        f"loop on the same batches, peers in batches of {peers.BATCH} of like length, the teacher "
+        f"in {dtype} at each step, the student under the same autocast. Ours bears 1 of "
+        f"{settings.passes} of the teacher's pass"
+    )
+    return found
+
+
+def measure_workers(settings: Settings) -> Found:
+    """Two workers of one thread beside one of two."""
+    layer = run_config(settings, Path("none")).recipe.layer or 4
+    stage = ONE_STAGE % layer
+    found = Found()
+    turns: dict[str, Any] = {}
+    with _prepared(settings, settings.epoch_sentences, stage, "training.workers=1") as one:
+
+        def train_on(workers: int, threads: int) -> Callable[[], float]:
+            def measure() -> float:
+                run = one["run"]
+                config = run.config.model_copy(
+                    update={
+                        "training": run.config.training.model_copy(update={"workers": workers}),
+                        "cluster": run.config.cluster.model_copy(update={"threads": threads}),
+                    }
+                )
+                run.config, kept = config, run.config
+                shutil.rmtree(one["lesson"].folder, ignore_errors=True)
+                lesson = make_lesson(
+                    run,
+                    one["corpus"],
+                    one["targets"],
+                    one["header"],
+                    one["start"],
+                    one["stages"],
+                    "",
+                )
+                try:
+                    return _epoch_seconds(train(run, one["cluster"], lesson), "both")
+                finally:
+                    run.config = kept
+
+            return measure
+
+        turns = {
+            "one worker, two threads, s": train_on(1, settings.threads),
+            "two workers, one thread each, s": train_on(2, max(1, settings.threads // 2)),
+        }
+        seconds = take_turns(turns, settings.repeats)
+    first, second = seconds.values()
+    found.figures |= seconds
+    found.ratios["student_two_workers_over_one"] = first / second
+    return found
+
+
+def measure_run(settings: Settings) -> Found:
+    """Wall time to a dev score: all of ours, and peers' training alone, once each."""
+    layer = run_config(settings, Path("none")).recipe.layer or 4
+    found, once = Found(), Settings.model_validate(settings.model_dump() | {"repeats": 1})
+    with scratch() as folder:
+        config = run_config(settings, folder, "tokens.vocabulary=full", *SHORT_RUN)
+        seconds = timed(lambda: found.figures.update(_ours_to_score(config)))
+        found.figures["whole run with Ray's start and scoring, s"] = seconds
+    reached: float = found.figures["dev score of ours"]
+    target = min(settings.dev_score, reached)
+    with _prepared(settings, 10**9, "tokens.vocabulary=full", ONE_STAGE % layer) as prepared:
+        model = str(prepared["teacher"])
+        corpus, tokenizer = prepared["corpus"], load_tokenizer(model)
+        dtype = prepared["targets"].facts["dtype"]
+        teacher = load_teacher(model, corpus.task, DTYPES[dtype]).model
+        bfloat16 = settled(prepared["run"]).training.autocast == "bfloat16"
+        scorer = Scorer(corpus.splits["dev"].sentences, tokenizer, corpus.task, LocalSession(None))
+        ids = _peer_ids(prepared)
+        for name, train_with in (
+            ("trainer", peers.train_with_trainer),
+            ("textbrewer", peers.train_with_textbrewer),
+        ):
+            student = start_student(prepared["lesson"], load_tokenizer(prepared["start"]))
+            scores: list[float] = []
+
+            def score(student: Any = student, scores: list[float] = scores) -> bool:
+                scores.append(float(scorer(student)[corpus.task.metric]))
+                print(f"  dev {scores[-1]:.4f}", flush=True)
+                return scores[-1] >= target
+
+            peer_s = train_with(
+                student.model,
+                teacher,
+                layer,
+                tokenizer,
+                ids,
+                2e-3,
+                once.most_epochs,
+                bfloat16,
+                score,
+            )
+            found.figures[f"{name}: dev after each epoch"] = [round(its, 4) for its in scores]
+            found.figures[f"{name}, s"] = peer_s
+            found.ratios[f"run_over_{name}"] = peer_s / seconds
+            if scores[-1] < target:
+                found.notes.append(
+                    f"{name}: {target:.4f} not reached in {once.most_epochs} epochs; the ratio is "
+                    "a lower bound"
+                )
+    found.notes.append(
+        f"run: to dev {target:.4f}; ours from the start of the process to the report, peers' "
+        "training alone with hidden and logit losses, their tokenising and scoring left out"
+    )
+    return found
+
+
+SHORT_RUN = (
+    "recipe.stages.0.epochs=1",
+    "recipe.stages.1.epochs=3",
+    "recipe.stages.2.epochs=1",
+)
+
+
+def _ours_to_score(config: Config) -> dict[str, Any]:
+    report = distill(config)
+    return {"dev score of ours": report["student"]["dev"][report["evaluation"]["metric"]]}
+
+
+class SleepingTeacher:
+    """A teacher of known latency: no arithmetic."""
+
+    def __init__(self, seconds: float) -> None:
+        """seconds: of a batch."""
+        self.seconds = seconds
+
+    def __call__(self, item: int) -> dict[str, Any]:
+        """Sleep for the batches of a shard."""
+        time.sleep(self.seconds * item)
+        return {"batches": item}
+
+
+def measure_replicas(settings: Settings) -> Found:
+    """Scheduling alone: shards over 1 .. 64 simulated replicas on this machine."""
+    found = Found()
+    batches = 32  # of a shard: 4,096 sentences of 32 tokens in batches of 4,096 tokens
+    for replicas in settings.replicas:
+        shards = replicas * 12
+        config = run_config(settings, Path("none"))
+        cluster_config = config.cluster.model_copy(update={"num_cpus": replicas + 1})
+        plan = ResourcePlan(
+            replicas=replicas,
+            cpus_per_replica=1,
+            gpus_per_replica=0,
+            threads_per_replica=1,
+            workers=0,
+            cpus_per_worker=1,
+            gpus_per_worker=0,
+            threads_per_worker=1,
+            reader_cpus=1,
+            available=Resources(replicas + 1, 0, "this machine"),
+        )
+        with Cluster(cluster_config) as cluster:
+            ends = []
+            for _ in map_shards(
+                cluster,
+                SleepingTeacher,
+                {"seconds": settings.batch_seconds},
+                [batches] * shards,
+                plan,
+            ):
+                ends.append(time.perf_counter())
+        # from when each replica has done one shard: the start of processes is not scheduling
+        rate = (shards - replicas) / (ends[-1] - ends[replicas - 1])
+        ideal = replicas / (settings.batch_seconds * batches)
+        found.figures[f"{replicas} replicas, share of ideal"] = rate / ideal
+        print(f"  {replicas} replicas: {rate / ideal:.3f} of ideal", flush=True)
+        found.ratios[f"replicas_{replicas}_over_ideal"] = rate / ideal
+    found.notes.append(
+        f"replicas: shards of {batches} batches of {settings.batch_seconds * 1000:.0f} ms, 12 a "
+        "replica, counted from when each replica has done one"
+    )
+    return found
+
+
+def measure_memory(settings: Settings) -> Found:
+    """Peak memory of the teacher's pass and of training over more and more text."""
+    found = Found()
+    config = settings.memory_config or settings.config
+    job, peaks = [sys.executable, "benchmarks/memory.py", "--", sys.executable], {}
+    for sentences in settings.memory_sentences:
+        with scratch() as folder:
+            changes = [
+                *settings.memory_overrides,
+                f"run.folder={folder}/run",
+                f"targets.store={folder}/targets",
+                f"cluster.threads={settings.threads}",
+                f"data.transfer.sentences={sentences}",
+                "evaluation.baseline=false",
+                "evaluation.latency=false",
+                "evaluation.bootstrap=0",
+            ]
+            for part, verb in (("teacher", "annotate"), ("training", "distill")):
+                out = subprocess.run(
+                    [*job, f"jobs/{verb}.py", config, *changes],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                    env={**os.environ, "PYTHONPATH": str(ROOT)},
+                    cwd=ROOT,
+                ).stdout
+                line = next(its for its in out.splitlines() if its.startswith("peak "))
+                peaks[part, sentences] = float(line.split()[1])
+                found.figures[f"{part}, {sentences} sentences, peak MiB"] = peaks[part, sentences]
+                print(f"  {part}, {sentences}: {line}", flush=True)
+            report = json.loads((folder / "run" / "report.json").read_text(encoding="utf-8"))
+            found.figures[f"targets of {sentences} sentences, bytes"] = report["targets"]["bytes"]
+    least, most = min(settings.memory_sentences), max(settings.memory_sentences)
+    for part in ("teacher", "training"):
+        key = f"memory_{most // 1000}k_over_{least // 1000}k_{part}"
+        found.ratios[key] = peaks[part, most] / peaks[part, least]
+    return found
+
+
+MEASURES: dict[str, Callable[[Settings], Found]] = {
+    "start": measure_start,
+    "paper_shape": measure_paper_shape,
+    "teacher": measure_teacher,
+    "student": measure_student,
+    "workers": measure_workers,
+    "run": measure_run,
+    "replicas": measure_replicas,
+    "memory": measure_memory,
+}

@@ -1,0 +1,240 @@
+"""What people use instead, each as its own documentation recommends. Not part of the package.
+
+Adapters: `DistilTrainer` is transformers' Trainer with a loss (its documentation overrides
+`compute_loss`); TextBrewer 0.2.1 gets its two adaptors, its optimiser, and batches as dicts. It
+runs on today's torch without a change.
+"""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    DataCollatorForTokenClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    get_cosine_schedule_with_warmup,
+    pipeline,
+)
+
+BATCH = 64
+
+
+def pipeline_rate(model: str, texts: Sequence[str], batch: int, dtype: Any) -> float:
+    """Sentences a second of transformers' token-classification pipeline."""
+    loaded = AutoModelForTokenClassification.from_pretrained(model, dtype=dtype).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tagger: Any = pipeline(
+        "token-classification", model=loaded, tokenizer=tokenizer, device="cpu", batch_size=batch
+    )
+    tagger(list(texts[:batch]))
+    started = time.perf_counter()
+    tagger(list(texts))
+    return len(texts) / (time.perf_counter() - started)
+
+
+class Distillation(nn.Module):
+    """Hidden states (MSE) and logits (KL) of a teacher, forwarded again at each step."""
+
+    def __init__(self, teacher: Any, layer: int) -> None:
+        """Take a teacher in eval mode, in its own dtype."""
+        super().__init__()
+        self.teacher, self.layer = teacher, layer
+
+    @torch.no_grad()
+    def tell(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Hidden states and logits."""
+        out = self.teacher(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            output_hidden_states=True,
+        )
+        return out.hidden_states[self.layer].float(), out.logits.float()
+
+
+def losses(told: tuple[Tensor, Tensor], output: Any, mask: Tensor) -> Tensor:
+    """MSE to hidden states and KL to logits, on real tokens."""
+    real = mask.bool()
+    hidden = nn.functional.mse_loss(output.hidden_states[-1][real].float(), told[0][real])
+    found, wanted = (its[real].float() for its in (output.logits, told[1]))
+    kl = nn.functional.kl_div(found.log_softmax(-1), wanted.softmax(-1), reduction="batchmean")
+    return hidden + kl
+
+
+class DistilTrainer(Trainer):
+    """Trainer whose loss asks the teacher."""
+
+    told: Distillation
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """See `losses`."""
+        output = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            output_hidden_states=True,
+        )
+        return losses(self.told.tell(inputs), output, inputs["attention_mask"])
+
+
+def train_with_trainer(
+    student: Any,
+    teacher: Any,
+    layer: int,
+    tokenizer: Any,
+    ids: Sequence[list[int]],
+    rate: float,
+    epochs: int,
+    bfloat16: bool,
+    after_epoch: Callable[[], bool] | None = None,
+) -> float:
+    """Seconds of transformers' Trainer; sentences of like length in a batch, as it offers.
+
+    after_epoch: called at the end of each epoch, its time left out; True ends the training.
+    """
+    clock = _Clock(after_epoch)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=BATCH,
+            num_train_epochs=epochs,
+            learning_rate=rate,
+            lr_scheduler_type="cosine",
+            train_sampling_strategy="group_by_length",
+            bf16=bfloat16,
+            use_cpu=True,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        )
+        trainer = DistilTrainer(
+            model=student,
+            args=settings,
+            train_dataset=[{"input_ids": row, "labels": [0] * len(row)} for row in ids],
+            data_collator=DataCollatorForTokenClassification(tokenizer),
+            callbacks=[clock],
+        )
+        trainer.told = Distillation(teacher, layer)
+        trainer.train()
+    return clock.seconds
+
+
+class _Clock(TrainerCallback):
+    """Counts the seconds of training, those of `after_epoch` left out."""
+
+    def __init__(self, after_epoch: Callable[[], bool] | None) -> None:
+        self.after_epoch, self.seconds, self.started = after_epoch, 0.0, 0.0
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self.seconds += time.perf_counter() - self.started
+        if self.after_epoch is not None:
+            control.should_training_stop = self.after_epoch()
+            kwargs["model"].train()
+        self.started = time.perf_counter()
+        return control
+
+
+def train_with_textbrewer(
+    student: Any,
+    teacher: Any,
+    layer: int,
+    tokenizer: Any,
+    ids: Sequence[list[int]],
+    rate: float,
+    epochs: int,
+    bfloat16: bool,
+    after_epoch: Callable[[], bool] | None = None,
+) -> float:
+    """Seconds of TextBrewer's GeneralDistiller: KD on logits, MSE on one hidden layer.
+
+    Batches of sentences of like length, a cosine schedule. Ends early where after_epoch returns
+    True, whose time is left out.
+    """
+    from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
+
+    collate = DataCollatorForTokenClassification(tokenizer)
+    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+    chosen = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
+    shuffled = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0)).tolist()
+    loader = DataLoader(
+        [{"input_ids": row, "labels": [0] * len(row)} for row in ids],  # type: ignore[arg-type]
+        batch_sampler=[chosen[number] for number in shuffled],
+        collate_fn=lambda rows: {  # a plain dict: it takes other mappings for sequences
+            name: its for name, its in collate(rows).items() if name != "labels"
+        },
+    )
+
+    def adaptor(layer: int) -> Callable[[Any, Any], dict[str, Any]]:
+        def adapt(batch: Any, output: Any) -> dict[str, Any]:
+            mask = batch["attention_mask"]
+            return {
+                "logits": output.logits,
+                "logits_mask": mask,
+                "hidden": [output.hidden_states[layer]],
+                "inputs_mask": mask,
+            }
+
+        return adapt
+
+    match = {"layer_T": 0, "layer_S": 0, "feature": "hidden", "loss": "hidden_mse", "weight": 1}
+    seconds, started = 0.0, time.perf_counter()
+
+    def epoch_ends(*args: Any) -> None:
+        nonlocal seconds, started
+        seconds += time.perf_counter() - started
+        if after_epoch is not None and after_epoch():
+            raise _Reached
+        student.train()
+        started = time.perf_counter()
+
+    with tempfile.TemporaryDirectory() as folder:
+        distiller: Any = GeneralDistiller(
+            train_config=TrainingConfig(
+                output_dir=folder, device="cpu", ckpt_frequency=1, log_dir=None
+            ),
+            distill_config=DistillationConfig(
+                temperature=1,
+                kd_loss_type="ce",
+                hard_label_weight=0,
+                intermediate_matches=[match],
+            ),
+            model_T=teacher,
+            model_S=student,
+            adaptor_T=adaptor(layer),
+            adaptor_S=adaptor(-1),
+        )
+        distiller.save_and_callback = epoch_ends  # its own writes the weights first
+        with (
+            contextlib.suppress(_Reached),
+            distiller,
+            torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
+        ):
+            distiller.train(
+                torch.optim.AdamW(student.parameters(), lr=rate),
+                loader,
+                num_epochs=epochs,
+                scheduler_class=get_cosine_schedule_with_warmup,
+                scheduler_args={
+                    "num_warmup_steps": 0,
+                    "num_training_steps": epochs * len(chosen),
+                },
+                output_hidden_states=True,
+                return_dict=True,
+            )
+    return seconds
+
+
+class _Reached(Exception):
+    """The score is there."""
