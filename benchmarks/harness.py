@@ -5,8 +5,9 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,27 @@ PARTS = (
     "replicas",
     "memory",
 )
+BARS = {
+    "teacher_over_bare_loop": 0.92,
+    "teacher_over_pipeline_same_dtype": 1.5,
+    "teacher_over_pipeline_default": 3,
+    "student_epoch_over_bare_loop": 0.90,
+    "student_two_workers_over_one": 1.0,
+    "student_epoch_over_trainer": 3,
+    "student_epoch_over_textbrewer": 3,
+    "run_over_trainer": 3,
+    "run_over_textbrewer": 3,
+    "paper_shape_float32_batch_32": 110,
+    "paper_shape_float32_batch_1": 70,
+    "paper_shape_int8_batch_32": 150,
+    "paper_shape_parameters": 34.4,
+    "memory_300k_over_10k_teacher": 1.15,
+    "memory_300k_over_10k_training": 1.15,
+    "replicas_64_over_ideal": 0.9,
+    "plan_start_s": 4,
+    "import_s": 0.5,
+    "tiny_run_s": 25,
+}
 
 
 class Settings(Section):
@@ -53,8 +75,6 @@ class Settings(Section):
     """Of a student's epoch."""
     pipeline_sentences: int = Field(default=2_000, gt=0)
     """Of transformers' pipeline at batch 64, a quarter of them at batch 1."""
-    passes: int = Field(default=16, gt=0)
-    """Epochs over the transfer text that one teacher pass serves (of the run's recipe)."""
     dev_score: float = 0.6
     """Dev score that the part `run` trains to."""
     most_epochs: int = Field(default=8, gt=0)
@@ -75,10 +95,11 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def read_settings(path: str, parts: list[str] | None, changes: Mapping[str, Any]) -> Settings:
-    """Read a benchmark's YAML; parts and changes from the command line come on top."""
-    values: Any = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
-    values |= changes
+def read_settings(path: str, parts: list[str] | None, changes: Sequence[str]) -> Settings:
+    """Read a benchmark's YAML; parts and key=value from the command line come on top."""
+    yaml = YAML(typ="safe")
+    values: Any = yaml.load(Path(path).read_text(encoding="utf-8"))
+    values |= {key: yaml.load(value) for key, _, value in (its.partition("=") for its in changes)}
     if parts:
         values["parts"] = parts
     settings = Settings.model_validate(values)
@@ -86,6 +107,19 @@ def read_settings(path: str, parts: list[str] | None, changes: Mapping[str, Any]
     if unknown:
         raise SystemExit(f"{path}: no part {sorted(unknown)}; there is {', '.join(PARTS)}")
     return settings
+
+
+def measure_all(settings: Settings, measures: Mapping[str, Callable[[Settings], Found]]) -> Found:
+    """Measure the settings' parts, one after the other."""
+    torch.set_num_threads(settings.threads)
+    found = Found()
+    for part in settings.parts:
+        print(f"{part}:", flush=True)
+        its = measures[part](settings)
+        found.ratios |= its.ratios
+        found.figures |= its.figures
+        found.notes += its.notes
+    return found
 
 
 def run_config(settings: Settings, folder: Path, *changes: str) -> Config:
@@ -126,7 +160,8 @@ def conditions(settings: Settings) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    found = machine() | {"commit": commit or "no git", "threads": settings.threads}
+    found: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat()} | machine()
+    found |= {"commit": commit or "no git", "threads": settings.threads}
     for package in ("onnxruntime", "textbrewer", "accelerate"):
         try:
             found[package] = version(package)
@@ -135,11 +170,11 @@ def conditions(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def as_markdown(found: Found, bars: Mapping[str, float], command: str, about: Any) -> str:
+def as_markdown(found: Found, command: str, about: Mapping[str, Any]) -> str:
     """Return a section for the dated file: ratios beside their bars, figures, conditions."""
-    lines = [f"## {about.pop('date')}", "", f"`{command}`", "", "| Ratio | Found | Bar |"]
+    lines = [f"## {about['date']}", "", f"`{command}`", "", "| Ratio | Found | Bar |"]
     lines += ["| --- | ---: | ---: |"]
-    lines += [f"| {k} | {v:.4g} | {bars.get(k, '')} |" for k, v in found.ratios.items()]
+    lines += [f"| {k} | {v:.4g} | {BARS.get(k, '')} |" for k, v in found.ratios.items()]
     lines += ["", "| Figure | |", "| --- | --- |"]
     lines += [f"| {k} | {_plain(v)} |" for k, v in found.figures.items()]
     lines += ["", *(f"- {note}" for note in found.notes)]
@@ -149,8 +184,3 @@ def as_markdown(found: Found, bars: Mapping[str, float], command: str, about: An
 
 def _plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else json.dumps(value).strip('"')
-
-
-def use_threads(settings: Settings) -> None:
-    """Threads of torch in this process."""
-    torch.set_num_threads(settings.threads)

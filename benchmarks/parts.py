@@ -341,7 +341,10 @@ def _peer_ids(prepared: dict[str, Any]) -> list[list[int]]:
 
 def measure_student(settings: Settings) -> Found:
     """A student's epoch beside a bare loop, and beside peers that ask the teacher each time."""
-    layer = run_config(settings, Path("none")).recipe.layer or 4
+    recipe = run_config(settings, Path("none")).recipe
+    layer = recipe.layer or 4
+    staged = [its for its in recipe.stages or () if any(t.split == "transfer" for t in its.terms)]
+    passes = sum(its.epochs or 1 for its in staged) or 1  # epochs that one teacher pass serves
     changes = [ONE_STAGE % layer, "tokens.vocabulary=full", "training.workers=0"]
     found = Found()
     with _prepared(settings, settings.epoch_sentences, *changes) as prepared:
@@ -374,7 +377,7 @@ def measure_student(settings: Settings) -> Found:
         facts = prepared["targets"].facts
     ours_s, bare_s, trainer_s, brewer_s = seconds.values()
     once = facts["rows"] / (facts["sentences_per_second"] or facts["rows"] / facts["seconds"])
-    told = ours_s + once / settings.passes
+    told = ours_s + once / passes
     found.figures |= seconds | {
         "teacher pass for these sentences, s": once,
         "epoch with its share of the pass, s": told,
@@ -392,7 +395,7 @@ def measure_student(settings: Settings) -> Found:
         f"student: {facts['rows']} sentences, hidden and logits terms together; ours and the bare "
         f"loop on the same batches, peers in batches of {peers.BATCH} of like length, the teacher "
         f"in {dtype} at each step, the student under the same autocast. Ours bears 1 of "
-        f"{settings.passes} of the teacher's pass"
+        f"{passes} of the teacher's pass"
     )
     return found
 

@@ -116,10 +116,11 @@ def train_with_trainer(
             disable_tqdm=True,
             remove_unused_columns=False,
         )
+        rows: Any = [{"input_ids": row, "labels": [0] * len(row)} for row in ids]
         trainer = DistilTrainer(
             model=student,
             args=settings,
-            train_dataset=[{"input_ids": row, "labels": [0] * len(row)} for row in ids],
+            train_dataset=rows,
             data_collator=DataCollatorForTokenClassification(tokenizer),
             callbacks=[clock],
         )
