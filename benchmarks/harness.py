@@ -162,7 +162,7 @@ def conditions(settings: Settings) -> dict[str, Any]:
     ).stdout.strip()
     found: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat()} | machine()
     found |= {"commit": commit or "no git", "threads": settings.threads}
-    for package in ("onnxruntime", "textbrewer", "accelerate"):
+    for package in ("onnxruntime", "textbrewer", "accelerate", "sentence-transformers"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

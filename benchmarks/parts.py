@@ -207,10 +207,13 @@ def measure_teacher(settings: Settings) -> Found:
                 "pipeline, batch 1, float32, sentences/s": lambda: peers.pipeline_rate(
                     model, texts[: some // 4], 1, torch.float32
                 ),
+                f"sentence-transformers' encode, batch 64, {dtype}, sentences/s": lambda: (
+                    peers.vectors_rate(model, texts[:some], DTYPES[dtype])
+                ),
             },
             settings.repeats,
         )
-    pass_rate, bare_rate, same, default = rates.values()
+    pass_rate, bare_rate, same, default, _ = rates.values()
     found.figures |= rates
     start = min(its["seconds"] - its["rows"] / its["sentences_per_second"] for its in facts)
     tokens = facts[-1]["tokens"] / facts[-1]["rows"]

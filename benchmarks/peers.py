@@ -41,6 +41,20 @@ def pipeline_rate(model: str, texts: Sequence[str], batch: int, dtype: Any) -> f
     return len(texts) / (time.perf_counter() - started)
 
 
+def vectors_rate(model: str, texts: Sequence[str], dtype: Any) -> float:
+    """Sentences a second of sentence-transformers' encode on the same encoder, mean of tokens."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    encoder = Transformer(model, model_args={"dtype": dtype})
+    width = encoder.get_word_embedding_dimension()
+    encode = SentenceTransformer(modules=[encoder, Pooling(width)], device="cpu").encode
+    encode(list(texts[:BATCH]), batch_size=BATCH)
+    started = time.perf_counter()
+    encode(list(texts), batch_size=BATCH)
+    return len(texts) / (time.perf_counter() - started)
+
+
 class Distillation(nn.Module):
     """Hidden states (MSE) and logits (KL) of a teacher, forwarded again at each step."""
 

@@ -245,11 +245,12 @@ def test_predictions_are_the_same_in_onnx(own_words: Any, student: Path, tiny_te
         for runtime in ("torch", "onnx")
     )
     assert sum(len(record["entities"]) for record in torch_says) > 50
-    for ours, theirs in zip(torch_says, onnx_says, strict=True):
-        for record in (ours, theirs):
-            for entity in record["entities"]:
-                entity["score"] = round(entity["score"], 3)
-        assert ours == theirs
+    scores = [
+        [entity.pop("score") for record in said for entity in record["entities"]]
+        for said in (torch_says, onnx_says)
+    ]
+    assert torch_says == onnx_says
+    assert scores[0] == pytest.approx(scores[1], abs=2e-3)
 
 
 def test_a_runtime_that_was_not_exported_ends_before_ray_starts(student: Path, tmp_path: Path):

@@ -16,7 +16,15 @@ PACKAGE = ROOT / "xdray"
 
 # A module imports only from rows above its own, never sideways.
 ROWS = (
-    ("errors", "modeling_bilstm", "config_data", "sentences", "agreement", "tokenised"),
+    (
+        "errors",
+        "modeling_bilstm",
+        "config_data",
+        "sentences",
+        "agreement",
+        "tokenised",
+        "wordpieces",
+    ),
     ("config_recipe", "config_search", "config_export", "words", "quantization", "hidden"),
     ("windows",),
     (

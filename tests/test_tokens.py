@@ -1,10 +1,12 @@
 """Words to tokens: splitting, encoding, cutting, pruning. The tokenizers are trained here."""
 
+import gc
 import json
 import re
 import subprocess
 import sys
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
+from xdray import wordpieces
 from xdray.errors import ConfigError
 from xdray.header import resolve_model
 from xdray.tokens import (
@@ -387,6 +390,33 @@ def test_more_sentences_than_fit_one_call_keep_their_order():
         words: _sentences(encode(TOKENIZERS["unigram"], [words], 64))[0] for words in SENTENCES
     }
     assert many == [alone[words] for words in sentences]
+
+
+def test_no_more_words_are_remembered_than_the_bound(monkeypatch):
+    monkeypatch.setattr(wordpieces, "MOST_WORDS", 10)
+    tokenizer = _wordpiece()
+    words = [f"{a}{b}" for a in "abcdefg" for b in "hijklmn"]
+    whole = wordpieces.tokens_of_words(tokenizer, words)
+    known = wordpieces._KNOWN
+    assert len(known[tokenizer][1]) == 49  # one call's words, however many
+    assert wordpieces.tokens_of_words(tokenizer, words[:3] * 2) == whole[:3] * 2
+    assert len(known[tokenizer][1]) == 3
+    size = len(known)
+    del tokenizer
+    gc.collect()
+    assert len(known) == size - 1
+
+
+@both
+def test_threads_share_what_is_remembered(kind, monkeypatch):
+    monkeypatch.setattr(wordpieces, "MOST_WORDS", 10)
+    sentences = [[f"{a}{b}" for b in "hijklmnopq"[: i % 9]] for i, a in enumerate(TEXT * 5)]
+    alone = [_sentences(encode(TOKENIZERS[kind], [one], 99)) for one in sentences]
+    with ThreadPoolExecutor(4) as pool:
+        assert (
+            list(pool.map(lambda s: _sentences(encode(TOKENIZERS[kind], [s], 99)), sentences))
+            == alone
+        )
 
 
 def test_truncation_and_padding_left_in_a_tokenizer_cut_and_fill_nothing():

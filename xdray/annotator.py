@@ -10,6 +10,7 @@ n tokens of a batch, N of a shard, end to end; W teacher width, C classes.
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,9 @@ class Annotator:
         self._check("teacher", teacher_fingerprint(model))
         self._check("tokenizer", fingerprint(self.tokenizer))
         self.teacher = load_teacher(model, task, DTYPES[store.identity["dtype"]], device)
-        self._tokenising, self._forwarding = threading.Lock(), threading.Lock()
+        self._tokenising = threading.Lock()
+        # one thread for all that forward: each would bring OpenMP threads of its own
+        self._forwards = ThreadPoolExecutor(1, initializer=self._limit_threads)
 
     def __call__(self, task: AnnotateTask) -> dict[str, Any]:
         """Annotate a shard; returns a receipt, small and picklable.
@@ -138,20 +141,22 @@ class Annotator:
         with self._tokenising:
             encoded = self.task.encode(self.tokenizer, [its.content for its in sentences])
         layers = {part: signal_and_codec(part)[0] for part in parts if part != LOGITS}
-        with self._forwarding:
-            said = self._forward(encoded, list(layers.values()), f"shard {shard.shard_id}")
+        what = f"shard {shard.shard_id}"
+        said = self._forwards.submit(self._forward, encoded, list(layers.values()), what).result()
         if not np.isfinite(said.logits).all():
-            raise TargetsError(f"shard {shard.shard_id}: the teacher's logits are not finite")
+            raise TargetsError(f"{what}: the teacher's logits are not finite")
         errors = {part: said.errors[layer] for part, layer in layers.items()}
         return encoded, said, errors
+
+    def _limit_threads(self) -> None:
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)  # it holds for the calling thread alone
 
     def _forward(self, encoded: Encoded, layers: Sequence[Signal], what: str) -> Said:
         """Forward in length-sorted batches, the longest first; results in the shard's order.
 
         what: the shard, as errors name it.
         """
-        if self.threads is not None and torch.get_num_threads() != self.threads:
-            torch.set_num_threads(self.threads)  # it holds for the calling thread alone
         tokens, teacher = len(encoded.ids), self.teacher
         by_sentence = self.task.sentence_logits
         rows_out = len(encoded.cut_words) if by_sentence else tokens

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from xdray.errors import ConfigError
 from xdray.header import resolve_model
 from xdray.sentences import Content, TextPair, text_of
+from xdray.wordpieces import tokens_of_words, unlimited
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 
@@ -132,7 +132,7 @@ def encode(
     """
     prefix, _, suffix = _special_ids(tokenizer)
     budget = _budget(max_length, prefix, suffix)
-    side = _encode_side(tokenizer, sentences, is_words=True)
+    side = _encode_words(tokenizer, sentences)
     kept = _kept_lengths(side.word_ids, side.starts, budget)
     offsets = np.concatenate([[0], np.cumsum(kept + len(prefix) + len(suffix))])
     result = _blank(offsets, side.cut_words(kept))
@@ -164,7 +164,7 @@ def encode_texts(
         _budget(0, prefix, suffix)
     texts = [c.first if isinstance(c, TextPair) else text_of(c) for c in contents]
     seconds = [c.second if isinstance(c, TextPair) else "" for c in contents]
-    one, two = (_encode_side(tokenizer, its, False, spans) for its in (texts, seconds))
+    one, two = (_encode_side(tokenizer, its, spans) for its in (texts, seconds))
     half = room // 2
     rest = np.maximum(room - two.lengths, half if cut_second else room - half)
     kept_one = np.minimum(one.lengths, rest)
@@ -287,29 +287,36 @@ def _special_ids(
     raise ConfigError(f"the tokenizer has no token for any of {', '.join(PROBES)}; is it trained?")
 
 
-def unlimited(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
-    """Return the Rust tokenizer, without the truncation and padding its file may carry."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = tokenizer.split_special_tokens
-    return backend
+def _encode_words(
+    tokenizer: "PreTrainedTokenizerFast", sentences: Sequence[Sequence[str]]
+) -> _Side:
+    """Encode sentences of words."""
+    chain = itertools.chain.from_iterable
+    sizes = np.fromiter(map(len, sentences), np.int64, len(sentences))
+    tokens = tokens_of_words(tokenizer, list(chain(sentences)))
+    counts = np.fromiter(map(len, tokens), np.int64, len(tokens))
+    firsts = np.concatenate([[0], np.cumsum(sizes)])
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    words = np.arange(len(tokens)) - np.repeat(firsts[:-1], sizes)
+    return _Side(
+        np.fromiter(chain(tokens), np.int32, ends[-1]),
+        np.repeat(words, counts).astype(np.int32),
+        np.diff(ends[firsts]),
+        None,
+    )
 
 
 def _encode_side(
-    tokenizer: "PreTrainedTokenizerFast",
-    items: Sequence[Any],
-    is_words: bool,
-    spans: bool = False,
+    tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str], spans: bool = False
 ) -> _Side:
-    """Encode texts, or sentences of words."""
+    """Encode texts."""
     backend = unlimited(tokenizer)
     ids, word_ids, lengths = [np.empty(0, np.int32)], [np.empty(0, np.int32)], []
     places = [np.empty((0, 2), np.int32)]
     chain = itertools.chain.from_iterable
-    for start in range(0, len(items), SENTENCES_PER_CALL):
-        group = list(items[start : start + SENTENCES_PER_CALL])
-        encodings = backend.encode_batch(group, is_pretokenized=is_words, add_special_tokens=False)
+    for start in range(0, len(texts), SENTENCES_PER_CALL):
+        group = list(texts[start : start + SENTENCES_PER_CALL])
+        encodings = backend.encode_batch(group, add_special_tokens=False)
         ids.append(np.fromiter(chain(one.ids for one in encodings), np.int32))
         word_ids.append(np.fromiter(chain(one.word_ids for one in encodings), np.int32))
         lengths.extend(map(len, encodings))

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from xdray.errors import ConfigError
-from xdray.tokens import SENTENCES_PER_CALL, unlimited
+from xdray.tokens import SENTENCES_PER_CALL
+from xdray.wordpieces import unlimited
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
