@@ -170,14 +170,15 @@ def _forward_missing(
 def _actor_kwargs(
     config: Config, teacher: str, task: Task, store: TargetStore, plan: ResourcePlan
 ) -> dict[str, Any]:
+    device, budget = "cuda" if plan.gpus_per_replica else "cpu", config.teacher.batch_tokens
     return {
         "model": teacher,
         "task": task,
         "store": store,
-        "batch_tokens": config.teacher.batch_tokens,
+        "batch_tokens": (2048, 16384)[device == "cuda"] if budget == "auto" else budget,
         "codec": config.targets.codec,
         "threads": plan.threads_per_replica,
-        "device": "cuda" if plan.gpus_per_replica else "cpu",
+        "device": device,
     }
 
 

@@ -106,8 +106,8 @@ class TeacherConfig(Section):
     """Of the forward pass. auto: bfloat16 where the processor or GPU multiplies it faster."""
     replicas: int | Literal["auto"] = "auto"
     """Teacher actors. auto: one a GPU, else as many as the CPUs allow (resources.py)."""
-    batch_tokens: int = Field(default=4096, gt=0)
-    """Tokens a forward pass, padding included."""
+    batch_tokens: int | Literal["auto"] = "auto"
+    """Tokens a forward pass, padding too. auto: 2,048 on CPUs, 16,384 on GPUs; fewer if too many."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "TeacherConfig":
@@ -115,8 +115,9 @@ class TeacherConfig(Section):
             raise ValueError(
                 "name either `model` (fine-tuned) or `finetune` (make one), one of them"
             )
-        if self.replicas != "auto" and self.replicas < 1:
-            raise ValueError(f"replicas is {self.replicas}, expected 'auto' or 1 and more")
+        for name, value in (("replicas", self.replicas), ("batch_tokens", self.batch_tokens)):
+            if value != "auto" and value < 1:
+                raise ValueError(f"{name} is {value}, expected 'auto' or 1 and more")
         return self
 
 
