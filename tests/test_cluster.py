@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from xdray.cluster import Cluster, available, fit_on_workers, map_shards
-from xdray.config import ClusterConfig
+from xdray.config_cluster import ClusterConfig
 from xdray.errors import ClusterError, CorpusError, TrainingError
 from xdray.resources import THIS_MACHINE, ResourcePlan, Resources
 from xdray.sessions import Session
@@ -190,7 +190,7 @@ def test_max_resources_are_believed_without_asking_the_cluster(monkeypatch):
 
 SCRIPT = """
 from xdray.cluster import Cluster, map_shards
-from xdray.config import ClusterConfig
+from xdray.config_cluster import ClusterConfig
 from xdray.resources import ResourcePlan, Resources
 
 class Slow:

@@ -158,7 +158,7 @@ def test_the_keys_of_the_config_are_a_decision():
         "task": "kind labels max_answer multi_label null_answers null_margin overlap window",
         "data": "dev scheme test train transfer",
         "tokens": "max_length pieces tokenizer vocabulary words",
-        "teacher": "batch_tokens dtype finetune labels model replicas",
+        "teacher": "batch_tokens dtype finetune gpus_per_replica labels model replicas",
         "targets": "codec delivery shard_sentences store",
         "student": (
             "dropout embedding embedding_init heads hidden intermediate kind layers pooling "
@@ -172,7 +172,10 @@ def test_the_keys_of_the_config_are_a_decision():
         ),
         "export": "formats max_loss teacher",
         "evaluation": "baseline bootstrap hard_labels latency latency_length metric",
-        "cluster": "max_resources num_cpus num_gpus object_store_gib threads",
+        "cluster": (
+            "fleet max_resources num_cpus num_gpus object_store_gib teacher_labels threads "
+            "training_labels"
+        ),
         "search": (
             "algorithm concurrent early_stopping gpus_per_trial grace max_bytes max_latency_ms "
             "max_parameters objectives reduction retrain space trials"

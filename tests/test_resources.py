@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xdray.config import ClusterConfig, Config
+from xdray.config import Config
+from xdray.config_cluster import ClusterConfig
 from xdray.configfile import make_config
-from xdray.errors import ClusterError
+from xdray.errors import ClusterError, ConfigError
 from xdray.resources import (
     THIS_MACHINE,
     Resources,
@@ -114,6 +115,52 @@ def test_what_can_never_run_is_refused_with_the_arithmetic(sections, there, arit
     assert arithmetic in str(caught.value)
 
 
+def test_a_range_takes_what_there_is_room_for():
+    some = config(teacher={"replicas": [2, 12]}, training={"workers": [1, 4]})
+    plan = fit_plan(some, None, machine(9))
+    assert (plan.least_replicas, plan.replicas) == (2, 8)
+    assert (plan.least_workers, plan.workers) == (1, 4)
+    gpus = fit_plan(some, None, machine(64, 3))
+    assert (gpus.replicas, gpus.workers, gpus.least_workers) == (3, 3, 1)
+    few = fit_plan(some, 1, machine(9))
+    assert (few.least_replicas, few.replicas) == (1, 1)
+    with pytest.raises(
+        ClusterError, match="2 actors x 1 CPU = 2 \\+ 1 to read = 3 CPUs, there are 2"
+    ):
+        fit_plan(some, None, machine(2))
+
+
+def test_a_cluster_that_grows_is_not_waited_for():
+    there = Resources(64, 8, "cluster.max_resources", grows=True)
+    assert fit_plan(config(), None, there).least_replicas == 1
+    assert fit_plan(config(), None, machine(64, 8)).least_replicas == 8
+
+
+def test_actors_may_span_gpus():
+    spanning = config(teacher={"gpus_per_replica": 4})
+    plan = fit_plan(spanning, None, machine(64, 8))
+    assert (plan.replicas, plan.gpus_per_replica, plan.gpus_per_worker) == (2, 4, 1)
+    assert fit_plan(spanning, None, machine(64)).gpus_per_replica == 0
+    with pytest.raises(ClusterError, match="1 actors x 4 GPUs = 4 GPUs, there are 2"):
+        fit_plan(spanning, None, machine(64, 2))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"teacher": {"replicas": [2, 1]}},
+        {"teacher": {"replicas": [0, 1]}},
+        {"teacher": {"replicas": [1]}},
+        {"training": {"workers": [1, 2, 3]}},
+        {"training": {"workers": -1}},
+        {"training": {"workers": [1, 2]}, "targets": {"delivery": "streamed"}},
+    ],
+)
+def test_no_range_is_refused(sections):
+    with pytest.raises(ConfigError, match="expected"):
+        config(**sections)
+
+
 def test_two_workers_fit_on_two_cores():
     assert fit_plan(config(training={"workers": 2}), None, machine(2)).threads_per_worker == 1
 
@@ -157,7 +204,8 @@ def test_an_address_where_nothing_listens_is_refused_at_once():
 
 def test_a_plan_without_a_cluster_loads_neither_ray_nor_torch():
     code = (
-        "import sys; from xdray.cluster import available; from xdray.config import ClusterConfig\n"
+        "import sys; from xdray.cluster import available\n"
+        "from xdray.config_cluster import ClusterConfig\n"
         "available(ClusterConfig()); print(sorted({'ray', 'torch'} & sys.modules.keys()))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

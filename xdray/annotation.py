@@ -170,15 +170,15 @@ def _forward_missing(
 def _actor_kwargs(
     config: Config, teacher: str, task: Task, store: TargetStore, plan: ResourcePlan
 ) -> dict[str, Any]:
-    device, budget = "cuda" if plan.gpus_per_replica else "cpu", config.teacher.batch_tokens
+    gpus, budget = plan.gpus_per_replica, config.teacher.batch_tokens
     return {
         "model": teacher,
         "task": task,
         "store": store,
-        "batch_tokens": (2048, 16384)[device == "cuda"] if budget == "auto" else budget,
+        "batch_tokens": (16384 if gpus else 2048) if budget == "auto" else budget,
         "codec": config.targets.codec,
         "threads": plan.threads_per_replica,
-        "device": device,
+        "device": "cpu" if not gpus else "cuda" if gpus == 1 else "auto",
     }
 
 

@@ -84,6 +84,11 @@ def _add_run_verbs(verbs: Any) -> None:
         parser = verbs.add_parser(verb, help=about, description=about)
         _add_config(parser)
         parser.add_argument("--plan", action="store_true", help="print the plan and start nothing")
+        parser.add_argument(
+            "--cluster",
+            metavar="NODES",
+            help="with --plan: for this one, such as 4x8xH100+16x32cpu",
+        )
         parser.add_argument("--fresh", action="store_true", help="delete the run folder first")
         parser.set_defaults(run=run)
 
@@ -174,6 +179,8 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def _with_plan(args: argparse.Namespace, work: Callable[[Config], Result]) -> Result:
+    if args.cluster is not None:
+        args.overrides.append(f"cluster.fleet={args.cluster}")
     config = _config(args)
     if args.plan:
         from xdray.planning import make_plan, print_plan

@@ -19,9 +19,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from xdray.config import ClusterConfig, Config
+from xdray.config import Config
+from xdray.config_cluster import ClusterConfig
 from xdray.console import stderr_without
 from xdray.errors import ClusterError, XdrayError
+from xdray.fleet import read_fleet, resources_of
 from xdray.resources import ResourcePlan, Resources, check_address, fit_plan, machine_resources
 from xdray.sessions import LocalSession as LocalSession
 from xdray.sessions import RaySession
@@ -43,16 +45,19 @@ SETTINGS = {  # read by Ray when it is imported or started; what the user has se
 def available(config: ClusterConfig) -> Resources:
     """Return what can be given: this machine's, or where RAY_ADDRESS is set the cluster's.
 
-    There `max_resources` is believed where set (a cluster that grows), else Ray is asked. Raises
-    ClusterError where no cluster answers, or `num_gpus` is more than this machine shows.
+    There `max_resources` is believed where set (a cluster that grows), else Ray is asked. `fleet`
+    stands for a cluster that is only planned for. Raises ClusterError where no cluster answers, or
+    `num_gpus` is more than this machine shows.
     """
+    if config.fleet is not None:
+        return resources_of(read_fleet(config.fleet))
     address, limits = _address(), config.max_resources or {}
     if address == "local":
         return machine_resources(config)
     grows = {"CPU", "GPU"} <= limits.keys()
     there = limits if grows else {**_ask(address), **limits}
     source = "cluster.max_resources" if grows else f"the cluster at {address}"
-    return Resources(int(there.get("CPU", 0)), int(there.get("GPU", 0)), source)
+    return Resources(int(there.get("CPU", 0)), int(there.get("GPU", 0)), source, bool(limits))
 
 
 def plan_resources(config: Config, shards: int | None) -> ResourcePlan:
@@ -215,10 +220,13 @@ def _map_window(
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
-            size=plan.replicas, max_tasks_in_flight_per_actor=in_flight
+            min_size=plan.least_replicas or plan.replicas,
+            max_size=plan.replicas,
+            max_tasks_in_flight_per_actor=in_flight,
         ),
         num_cpus=plan.cpus_per_replica,
         num_gpus=plan.gpus_per_replica or None,
+        label_selector=dict(plan.replica_labels) or None,
         fn_constructor_kwargs={
             "worker_class": worker_class,
             "worker_kwargs": worker_kwargs,
@@ -272,6 +280,8 @@ def fit_on_workers(
     where = storage if "://" in storage else str(Path(storage).resolve())
     ledger = _make_ledger()
     resources = {"CPU": plan.cpus_per_worker, "GPU": plan.gpus_per_worker}
+    elastic = 0 < plan.least_workers < plan.workers
+    num_workers = (plan.least_workers, plan.workers) if elastic else plan.workers
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={
@@ -280,9 +290,10 @@ def fit_on_workers(
             "run_folder": f"{where}/{name}",
         },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.workers,
+            num_workers=num_workers,
             use_gpu=plan.gpus_per_worker > 0,
             resources_per_worker={k: v for k, v in resources.items() if v},
+            label_selector=dict(plan.worker_labels) or None,
         ),
         run_config=ray.train.RunConfig(
             name=name,

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from xdray.config_cluster import ClusterConfig, Count, check_count
 from xdray.config_data import DataConfig, Section, TokensConfig
 from xdray.config_export import ExportConfig
 from xdray.config_recipe import RecipeConfig
@@ -104,10 +105,13 @@ class TeacherConfig(Section):
     """How to make the teacher when `model` is null."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward pass. auto: bfloat16 where the processor or GPU multiplies it faster."""
-    replicas: int | Literal["auto"] = "auto"
-    """Teacher actors. auto: one a GPU, else as many as the CPUs allow (resources.py)."""
+    replicas: Count = "auto"
+    """Teacher actors. auto: one a GPU, else as many as the CPUs allow (resources.py). [least,
+    most]: the pool grows and shrinks with the nodes that are there."""
+    gpus_per_replica: int = Field(default=1, gt=0)
+    """GPUs of one node that an actor lays the teacher's layers over, where one does not hold it."""
     batch_tokens: int | Literal["auto"] = "auto"
-    """Tokens a forward pass, padding too. auto: 2,048 on CPUs, 16,384 on GPUs; fewer if too many."""
+    """Tokens a forward pass, padding too. auto: 2,048 on CPUs, 16,384 on GPUs; fewer at need."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "TeacherConfig":
@@ -115,9 +119,9 @@ class TeacherConfig(Section):
             raise ValueError(
                 "name either `model` (fine-tuned) or `finetune` (make one), one of them"
             )
-        for name, value in (("replicas", self.replicas), ("batch_tokens", self.batch_tokens)):
-            if value != "auto" and value < 1:
-                raise ValueError(f"{name} is {value}, expected 'auto' or 1 and more")
+        check_count("replicas", self.replicas, 1)
+        if self.batch_tokens != "auto" and self.batch_tokens < 1:
+            raise ValueError(f"batch_tokens is {self.batch_tokens}, expected 'auto' or 1 and more")
         return self
 
 
@@ -212,9 +216,10 @@ def _divisors(number: int) -> str:
 class TrainingConfig(Section):
     """How the student is trained; a stage may set epochs, patience, rate and batch for itself."""
 
-    workers: int | Literal["auto"] = "auto"
+    workers: Count = "auto"
     """Ray Train workers. 0: in this process. auto: 0 where there is no more than one accelerator,
-    else one a GPU. In a search each trial has so many; auto: one process a trial."""
+    else one a GPU. In a search each trial has so many; auto: one process a trial. [least, most]:
+    as many as there is room for, fewer when nodes die; steps and rates stay the same."""
     epochs: int = Field(default=10, gt=0)
     """At most so many passes of a stage over its split; with unfreezing, of its last sub-step."""
     partial_epochs: int | None = Field(default=None, gt=0)
@@ -273,21 +278,6 @@ class EvaluationConfig(Section):
     """Tokens a sentence in that measurement (P1 table 16)."""
 
 
-class ClusterConfig(Section):
-    """The machines."""
-
-    num_cpus: int | None = Field(default=None, gt=0)
-    """CPUs of a local Ray; null: those of the machine. Not used where RAY_ADDRESS is set."""
-    num_gpus: int | None = Field(default=None, ge=0)
-    """GPUs of a local Ray; null: those of the machine."""
-    threads: int | None = Field(default=None, gt=0)
-    """Threads of each forward or training process on CPUs; null: the CPUs shared out."""
-    object_store_gib: float = Field(default=0.5, gt=0)
-    """Ray's shared memory on a local Ray. Receipts travel through it, tensors only of a stream."""
-    max_resources: dict[str, float] | None = None
-    """What an autoscaling cluster can grow to, e.g. {CPU: 512, GPU: 64}; null: what is there."""
-
-
 class Config(Section):
     """A run, whole."""
 
@@ -343,8 +333,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _workers(self) -> "Config":
-        if self.training.workers != "auto" and self.training.workers < 0:
+        workers = self.training.workers
+        check_count("training.workers", workers, 0)
+        if isinstance(workers, list) and (self.search or self.targets.delivery == "streamed"):
             raise ValueError(
-                f"training.workers is {self.training.workers}, expected 'auto' or 0 and more"
+                f"training.workers is {workers}, expected a number: trials of a search and the "
+                "readers of a stream (targets.delivery: streamed) stay as many as they began"
             )
         return self

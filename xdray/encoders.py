@@ -1,6 +1,7 @@
 """Pre-trained encoders as students: under a head, or cut to some of their layers and tokens."""
 
 import copy
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -83,7 +84,7 @@ def set_embeddings(model: Any, rows: Tensor) -> None:
 
 @contextmanager
 def captured_qkv(model: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Catch queries, keys and values of these layers (from 1) in the next forward pass.
+    """Catch queries, keys and values of these layers (from 1) in this thread's next forward pass.
 
     Each (B, T, 3 W), before they are cut into heads. Raises ConfigError for a family of encoders
     whose attention has no such three maps.
@@ -91,9 +92,12 @@ def captured_qkv(model: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor
     found: dict[int, Tensor] = {}
     parts: dict[int, list[Tensor]] = {}
     handles = []
+    caller = threading.get_ident()
 
     def hook(layer: int) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if threading.get_ident() != caller:  # another thread's pass, with hooks of its own
+                return
             parts.setdefault(layer, []).append(output)
             if len(parts[layer]) == 3:
                 found[layer] = torch.cat(parts.pop(layer), dim=-1)

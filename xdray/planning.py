@@ -22,6 +22,7 @@ from xdray.config import Config
 from xdray.config_data import TransferConfig
 from xdray.corpus import places_of_sources
 from xdray.errors import ConfigError
+from xdray.fleet import read_fleet, seats
 from xdray.header import ModelHeader, resolve_model
 from xdray.hidden import token_bytes
 from xdray.kinds import load_task
@@ -104,8 +105,10 @@ def make_plan(config: Config) -> dict[str, Any]:
     else:
         _check_memory(config, shard_bytes)
     per_step = max(1.0, config.training.batch_tokens / tokens)
+    fleet, at_once = config.cluster.fleet, config.targets.delivery == "streamed"
     return {
         "devices": resources.as_dict(),
+        "seats": seats(read_fleet(fleet), resources, at_once) if fleet else [],
         "teacher": {"model": header.model, "layers": list(layers), "width": header.width},
         "transfer": {
             "sentences~": estimate.sentences,
@@ -205,6 +208,11 @@ def print_plan(plan: dict[str, Any]) -> None:
         console.print(f"[bold]{section}[/bold]")
         for key, value in plan[section].items():
             console.print(f"  {key} {value}", markup=False)
+    if plan["seats"]:
+        seated = Table(*plan["seats"][0])
+        for row in plan["seats"]:
+            seated.add_row(*row.values())
+        console.print(seated)
     table = Table("stage", "trains", "losses", "epochs", "steps an epoch ~")
     for stage in plan["stages"]:
         table.add_row(

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xdray.cluster import Cluster, available, map_shards
-from xdray.config import ClusterConfig, TaskConfig
+from xdray.config import TaskConfig
+from xdray.config_cluster import ClusterConfig
 from xdray.config_data import SourceConfig, TransferConfig
 from xdray.console import Console
 from xdray.corpus import Sentence, Shard, plan_transfer, read_shard

@@ -8,10 +8,12 @@ run is refused here with the arithmetic, since Ray would wait for it for ever.
 import dataclasses
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xdray.config import ClusterConfig, Config
+from xdray.config import Config
+from xdray.config_cluster import ClusterConfig, Count
 from xdray.errors import ClusterError
 
 MAX_THREADS = 8  # past this a forward pass on CPUs gains less than another replica does
@@ -27,6 +29,8 @@ class Resources:
     cpus: int
     gpus: int
     source: str
+    grows: bool = False
+    """Nodes come when they are asked for."""
 
     @property
     def logical_cpus(self) -> int:
@@ -48,6 +52,12 @@ class ResourcePlan:
     threads_per_worker: int
     reader_cpus: int
     available: Resources
+    least_replicas: int = 0
+    """The pool begins with so many and grows to `replicas`; 0: all of them at once."""
+    least_workers: int = 0
+    """Training goes on with so many where nodes die; 0: all of them are needed."""
+    replica_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    worker_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for the report."""
@@ -99,22 +109,28 @@ def fit_plan(config: Config, shards: int | None, there: Resources) -> ResourcePl
 
     Raises ClusterError, with the arithmetic, for what could never run.
     """
-    replicas, workers = config.teacher.replicas, config.training.workers
     at_once = config.targets.delivery == "streamed"
-    if workers == "auto":
+    spans = config.teacher.gpus_per_replica if there.gpus else 0
+    least_workers, workers = _range(config.training.workers, there.gpus or there.cpus)
+    if config.training.workers == "auto":
         workers = there.gpus if there.gpus > 1 else 0
         if at_once and workers:
             workers = max(1, there.gpus // STREAM_SHARE)
+        least_workers = workers
     beside = workers if at_once else 0
-    if replicas == "auto":
-        threads = config.cluster.threads or MAX_THREADS
-        wanted = there.gpus - beside if there.gpus else there.cpus // threads - beside
+    threads = config.cluster.threads or MAX_THREADS
+    room = (there.gpus - beside) // spans if spans else there.logical_cpus - READER_CPUS - beside
+    least, replicas = _range(config.teacher.replicas, room)
+    if config.teacher.replicas == "auto":
+        wanted = room if spans else there.cpus // threads - beside
         replicas = max(1, beside, min(wanted, there.logical_cpus - READER_CPUS - beside))
+        least = 1 if there.grows else replicas  # the first actors need not wait for the last node
     if at_once:
-        _check_stream(replicas, workers, there)
+        _check_stream(replicas, spans, workers, there)
+        least = replicas
     else:
-        _check("teacher.replicas", "actor", replicas, READER_CPUS, there)
-        _check("training.workers", "worker", workers, 0, there)
+        _check("teacher.replicas", "actor", least, spans, READER_CPUS, there)
+        _check("training.workers", "worker", least_workers, min(1, there.gpus), 0, there)
         replicas = max(1, min(replicas, replicas if shards is None else shards))
 
     def threads_of(processes: int) -> int:
@@ -125,7 +141,7 @@ def fit_plan(config: Config, shards: int | None, there: Resources) -> ResourcePl
     return ResourcePlan(
         replicas=replicas,
         cpus_per_replica=1,
-        gpus_per_replica=min(1, there.gpus),
+        gpus_per_replica=spans,
         threads_per_replica=threads_of(together if at_once else replicas),
         workers=workers,
         cpus_per_worker=1,
@@ -133,12 +149,23 @@ def fit_plan(config: Config, shards: int | None, there: Resources) -> ResourcePl
         threads_per_worker=threads_of(together if at_once else workers),
         reader_cpus=READER_CPUS,
         available=there,
+        least_replicas=min(least, replicas),
+        least_workers=least_workers,
+        replica_labels=config.cluster.teacher_labels,
+        worker_labels=config.cluster.training_labels,
     )
+
+
+def _range(count: Count, room: int) -> tuple[int, int]:
+    """Least and most processes; the most of a range is what there is room for."""
+    if isinstance(count, list):
+        return count[0], max(count[0], min(count[1], room))
+    return (0, 0) if count == "auto" else (count, count)
 
 
 def pool_plan(there: Resources, replicas: int, shards: int) -> ResourcePlan:
     """Fit a pool of predicting actors, nothing else. Raises ClusterError with the arithmetic."""
-    _check("--replicas", "actor", replicas, READER_CPUS, there)
+    _check("--replicas", "actor", replicas, min(1, there.gpus), READER_CPUS, there)
     replicas = max(1, min(replicas, shards))
     return ResourcePlan(
         replicas=replicas,
@@ -154,7 +181,7 @@ def pool_plan(there: Resources, replicas: int, shards: int) -> ResourcePlan:
     )
 
 
-def _check_stream(replicas: int, workers: int, there: Resources) -> None:
+def _check_stream(replicas: int, spans: int, workers: int, there: Resources) -> None:
     """Refuse actors and workers that do not fit side by side, and a worker without an actor."""
     way_out = f"({there.source}); lower one, or set targets.delivery: stored"
     both = f"targets.delivery: streamed: {replicas} actors + {workers} workers at once"
@@ -163,8 +190,8 @@ def _check_stream(replicas: int, workers: int, there: Resources) -> None:
             f"{both}: each worker needs a teacher actor of its own; raise teacher.replicas or "
             "lower training.workers"
         )
-    if workers and 0 < there.gpus < replicas + workers:
-        raise ClusterError(f"{both} = {replicas + workers} GPUs, there are {there.gpus} {way_out}")
+    if workers and 0 < there.gpus < (gpus := replicas * spans + workers):
+        raise ClusterError(f"{both} = {gpus} GPUs, there are {there.gpus} {way_out}")
     if max(replicas + workers, replicas + READER_CPUS) > there.logical_cpus:
         raise ClusterError(
             f"{both} = {replicas + max(workers, READER_CPUS)} CPUs, there are "
@@ -172,12 +199,16 @@ def _check_stream(replicas: int, workers: int, there: Resources) -> None:
         )
 
 
-def _check(field: str, process: str, count: int, reader_cpus: int, there: Resources) -> None:
+def _check(
+    field: str, process: str, count: int, gpus: int, reader_cpus: int, there: Resources
+) -> None:
     """Refuse more processes than there are GPUs, where there are any, or CPUs."""
     way_out = f"({there.source}); lower {field} or raise what can be given (section `cluster`)"
-    if 0 < there.gpus < count:
+    if there.gpus < count * gpus:
+        of_each = f"{gpus} GPU{'s' * (gpus > 1)}"
         raise ClusterError(
-            f"{field}: {count} {process}s x 1 GPU = {count} GPUs, there are {there.gpus} {way_out}"
+            f"{field}: {count} {process}s x {of_each} = {count * gpus} GPUs, there are "
+            f"{there.gpus} {way_out}"
         )
     if count and count + reader_cpus > there.logical_cpus:
         reading = f" + {reader_cpus} to read = {count + reader_cpus}" if reader_cpus else ""

@@ -15,6 +15,7 @@ from xdray.storage import write_bytes_atomic
 HOW_NOT_WHAT = (
     "cluster.",
     "teacher.replicas",
+    "teacher.gpus_per_replica",
     "training.workers",
     "training.checkpoint_seconds",
     "training.max_failures",
@@ -72,8 +73,13 @@ def open_run(config: Config, fresh: bool) -> Run:
 
     fresh: delete what an earlier run left there. Raises ConfigError for a folder of another config,
     naming the fields, unless nothing was made there yet, and for a folder with files that is no run
-    folder.
+    folder, and for a config that is only to be planned with.
     """
+    if config.cluster.fleet is not None:
+        raise ConfigError(
+            f"cluster.fleet (--cluster): {config.cluster.fleet} is a cluster to plan for, expected "
+            "with --plan alone; leave it out, and set RAY_ADDRESS to run on a cluster"
+        )
     folder = Path(config.run.folder)
     saved = folder / "config.yaml"
     if saved.is_file():

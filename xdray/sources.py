@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from xdray.alignment import under_own_tokens
 from xdray.annotator import StreamingAnnotator
 from xdray.cluster import Cluster, map_shards
-from xdray.config import ClusterConfig
+from xdray.config_cluster import ClusterConfig
 from xdray.corpus import Shard
 from xdray.parts import LOGITS, hidden_part
 from xdray.resources import ResourcePlan

@@ -36,7 +36,7 @@ WEIGHTS = "*.safetensors"
 
 @dataclass
 class Teacher:
-    """A loaded teacher. Not for two threads at once."""
+    """A loaded teacher. On CPUs for several threads at once, on a GPU for one."""
 
     model: PreTrainedModel
     label_mapping: list[int]
@@ -134,15 +134,28 @@ def load_teacher(model: str, task: Task, dtype: torch.dtype, device: str = "cpu"
     """Load a model fine-tuned for a task from a folder, a Hub name or "package:NAME/FOLDER".
 
     Logits come in the order of the task's labels. Raises ConfigError for a folder that is no such
-    model, weights other than safetensors, and another label set.
+    model, weights other than safetensors, and another label set. device "auto": its layers laid
+    over all GPUs that this process sees.
     """
     folder = model_folder(model)
     try:
         with quiet_transformers():
             loaded, report = getattr(transformers, task.model_class).from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                device_map="auto" if device == "auto" else None,
             )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (
+        ImportError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         raise ConfigError(
             f"{model}: no model for {task.kind} can be loaded from it: "
             f"{' '.join(str(error).split())}; expected what save_pretrained writes"
@@ -166,6 +179,8 @@ def load_teacher(model: str, task: Task, dtype: torch.dtype, device: str = "cpu"
         mapping = task.labels.mapping_from(
             task.teacher_labels or header_of(loaded), f"teacher {model}"
         )
+    if device == "auto":
+        return Teacher(loaded.eval(), mapping, str(loaded.device))
     return Teacher(loaded.to(device).eval(), mapping, str(device))
 
 

@@ -236,7 +236,7 @@ def concurrency(config: Config) -> tuple[int, int]:
 def workers_of(config: Config) -> int:
     """Ray Train workers of a trial; 0: it trains in its own process."""
     asked = config.training.workers
-    return asked if asked != "auto" and asked > 1 else 0
+    return asked if isinstance(asked, int) and asked > 1 else 0
 
 
 def shown(fields: Mapping[str, Any]) -> str:
