@@ -55,9 +55,9 @@ def test_labels_say_which_nodes_may_be_used():
 
 
 def test_of_a_stream_both_sit_side_by_side():
-    text = {"targets": {"delivery": "streamed"}}
-    assert seated("2x8xH100", at_once=True, **text) == [(14, 2)]
-    assert seated("2x8xH100", **text) == [(14, 2)]
+    targets = {"delivery": "streamed"}
+    assert seated("2x8xH100", at_once=True, targets=targets) == [(14, 2)]
+    assert seated("2x8xH100", targets=targets) == [(14, 2)]
 
 
 def test_without_gpus_actors_go_where_cpus_are():
