@@ -24,6 +24,7 @@ ROWS = (
         "agreement",
         "tokenised",
         "wordpieces",
+        "exchange",
     ),
     (
         "config_cluster",
@@ -41,7 +42,6 @@ ROWS = (
         "storage",
         "console",
         "learner",
-        "header",
         "places",
         "workers",
         "sessions",
@@ -51,7 +51,9 @@ ROWS = (
         "fronts",
         "graphs",
     ),
+    ("mirror",),
     (
+        "header",
         "configfile",
         "readers",
         "entities",
@@ -79,6 +81,7 @@ ROWS = (
         "tasks.encoding",
     ),
     ("teacher", "student", "terms"),
+    ("finetuning", "splits"),
     ("evaluation", "annotator", "steps", "reading", "saving"),
     ("runtimes",),
     ("training", "sources", "starts", "checks"),

@@ -13,6 +13,7 @@ from torch import distributed, multiprocessing
 from xdray.batches import collate
 from xdray.config import Config
 from xdray.configfile import make_config
+from xdray.exchange import average_rows
 from xdray.hidden import Hidden
 from xdray.kinds import load_task
 from xdray.recipes import plan_stages
@@ -118,6 +119,28 @@ def train(rank: int, world_size: int, name: str, encoder: str, folder: str) -> N
     if world_size > 1:
         distributed.barrier()
         os._exit(0)
+
+
+def exchange(rank: int, folder: str, rows: int) -> None:
+    store = f"file://{folder}/store-{rows}"
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    ids = [torch.tensor([[1, 2], [2, 0]]), torch.tensor([[3]])] if rank else [torch.tensor([[2]])]
+    gradient = torch.zeros(rows, 3)
+    for seen in ids:
+        gradient.index_add_(0, seen.flatten(), torch.full((seen.numel(), 3), 1.0 + rank))
+    average_rows(gradient, ids)
+    torch.save(gradient, Path(folder) / f"{rank}-{rows}.pt")
+    distributed.barrier()
+    os._exit(0)
+
+
+@pytest.mark.parametrize("rows", [5, 1000])  # all of them travel, or those that were looked up
+def test_gradients_of_rows_are_averaged(rows: int, tmp_path: Path):
+    multiprocessing.spawn(exchange, args=(str(tmp_path), rows), nprocs=2)
+    expected = torch.zeros(rows, 3)
+    expected[:4] = torch.tensor([[1.0], [1.0], [2.5], [1.0]])
+    for rank in (0, 1):
+        assert torch.load(tmp_path / f"{rank}-{rows}.pt").equal(expected)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from xdray.batches import Batch
 from xdray.config import TrainingConfig
 from xdray.errors import TrainingError
+from xdray.exchange import average_rows
 from xdray.learner import Learner, Wanted
 from xdray.sessions import Session
 from xdray.stages import Stage, Term
@@ -48,11 +49,16 @@ class Stepper:
         self.rate = 0.0
         """Of the last step."""
         self._losses: nn.Module = StepLosses(student, stage.terms, task)
+        self._embedding = student.model.get_input_embeddings().weight
         if session.world_size > 1:
-            # losses of some layers leave others without a gradient
-            self._losses = DistributedDataParallel(
-                self._losses, broadcast_buffers=False, find_unused_parameters=True
-            )
+            trained = self._embedding.requires_grad
+            self._embedding.requires_grad_(False)  # DDP leaves what is frozen now to us
+            if any(its.requires_grad for its in student.parameters()):
+                # losses of some layers leave others without a gradient
+                self._losses = DistributedDataParallel(
+                    self._losses, broadcast_buffers=False, find_unused_parameters=True
+                )
+            self._embedding.requires_grad_(trained)
 
     def normalise(self, batches: Sequence[Batch]) -> None:
         """Find the variances of what the terms imitate, over these batches of all ranks."""
@@ -95,6 +101,9 @@ class Stepper:
                 loss_sums = self._losses(batches)
                 (loss_sums * scale).sum().backward()
             sums += loss_sums.detach()
+        if session.world_size > 1 and self._embedding.grad is not None:
+            seen = [batch.input_ids for batches in window for batch in batches.values()]
+            average_rows(self._embedding.grad, seen)
         if self.settings.clip is not None:
             trained = [p for group in self.optimiser.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.settings.clip)
