@@ -183,7 +183,7 @@ def test_our_error_in_one_of_two_workers_ends_the_run_without_a_second_try(
 def test_max_resources_are_believed_without_asking_the_cluster(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     grown = ClusterConfig.model_validate({"max_resources": {"CPU": 512, "GPU": 64}})
-    assert available(grown) == Resources(512, 64, "cluster.max_resources")
+    assert available(grown) == Resources(512, 64, "cluster.max_resources", grows=True)
     with pytest.raises(ClusterError, match=r"^RAY_ADDRESS: nothing answers at 127.0.0.1:1"):
         available(ClusterConfig.model_validate({"max_resources": {"GPU": 64}}))
 

@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> str:
             "teacher={finetune: {encoder: e, fresh: true}}",
             "fresh: true with freeze_embeddings: true",
         ),
-        ("teacher.replicas=0", "expected 'auto' or 1 and more"),
+        ("teacher.replicas=0", "expected 'auto', 1 and more, or [least, most]"),
         ("data.transfer={sources: t.txt, alpha: 0.5}", "alpha = 0.5 shares out `sentences`"),
         ("data.train={hub: conll}", "a `hub` source needs its `split`"),
         ("training.workers=-1", "training.workers is -1"),
