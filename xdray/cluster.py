@@ -28,6 +28,7 @@ from xdray.resources import ResourcePlan, Resources, check_address, fit_plan, ma
 from xdray.sessions import LocalSession as LocalSession
 from xdray.sessions import RaySession
 from xdray.sessions import Session as Session
+from xdray.storage import file_system, join
 from xdray.workers import Ledger, PoolWorker, as_xdray_error, enter, last_line
 
 MAX_WINDOW = 20_000  # shards in one Ray Data job: the driver's memory, 1 ms each to hand over
@@ -277,7 +278,7 @@ def fit_on_workers(
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    where = storage if "://" in storage else str(Path(storage).resolve())
+    system, where = file_system(storage)
     ledger = _make_ledger()
     resources = {"CPU": plan.cpus_per_worker, "GPU": plan.gpus_per_worker}
     elastic = 0 < plan.least_workers < plan.workers
@@ -287,7 +288,7 @@ def fit_on_workers(
         train_loop_config={
             "call": (loop, loop_config, ledger),
             "folder": str(Path.cwd()),
-            "run_folder": f"{where}/{name}",
+            "run_folder": join(storage, name),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,
@@ -298,6 +299,7 @@ def fit_on_workers(
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=where,
+            storage_filesystem=system,
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),

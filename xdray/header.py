@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from xdray.errors import ConfigError
+from xdray.mirror import fetched
+from xdray.storage import local_path
 
 POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"}
 
@@ -34,9 +36,11 @@ class ModelHeader:
 def resolve_model(name: str) -> str:
     """Turn "package:NAME/FOLDER" into the folder inside that installed Python package.
 
-    The package is found, not imported. Any other name comes back as it is, but for one that can
-    only be a folder and is not there. Raises ConfigError.
+    The package is found, not imported. A URI becomes this machine's copy of it. Any other name
+    comes back as it is, but for one that can only be a folder and is not there. Raises ConfigError.
     """
+    if local_path(name) is None:
+        return str(fetched(name))
     scheme, _, rest = name.partition(":")
     if scheme != "package":
         if name.startswith((".", "/", "~")) and not Path(name).is_dir():
@@ -56,6 +60,11 @@ def resolve_model(name: str) -> str:
             return str(place)
     looked = f"looked for {', '.join(map(str, places))}" if places else "it is a single file"
     raise ConfigError(f"'{name}': no such folder in the package '{package}' ({looked})")
+
+
+def absolute_model(name: str) -> str:
+    """Return the same model for processes that run elsewhere: a local folder made absolute."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def read_header(name: str) -> ModelHeader:

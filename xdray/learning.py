@@ -22,17 +22,19 @@ from xdray.batches import BatchPlan, Source
 from xdray.config import Config
 from xdray.console import Console
 from xdray.corpus import Sentence
+from xdray.finetuning import TeacherLearner
 from xdray.forwarding import predict_logits
 from xdray.learner import Learner
 from xdray.loader import Loader
+from xdray.mirror import RAY_FOLDER, Mirror
 from xdray.sessions import Session
 from xdray.sources import LabelledSource, StoredSource, Stream, StreamedSource
 from xdray.stage_files import load_last
 from xdray.stages import Stage, chain_keys, compared_layers
+from xdray.storage import join
 from xdray.student import Student, build_student
 from xdray.targets import TargetView
 from xdray.task import Task
-from xdray.teacher import TeacherLearner
 from xdray.tokenised import Tokens
 from xdray.tokens import load_tokenizer, pad_id_of
 from xdray.training import Training, run_stages
@@ -66,6 +68,22 @@ class Lesson:
     """The teacher at work, where targets are streamed."""
     quiet: bool = False
     """Only the log file is told."""
+    mirror: Mirror | None = None
+    """Of the run folder, where it is at a URI: the paths above lie in its copy."""
+
+    @property
+    def storage(self) -> str:
+        """Where Ray Train keeps its checkpoints: below `folder`, or where that is mirrored."""
+        if self.mirror is None:
+            return str(Path(self.folder).resolve() / RAY_FOLDER)
+        own = Path(self.folder).relative_to(self.mirror.folder)
+        return join(self.mirror.uri, *own.parts, RAY_FOLDER)
+
+    def send(self) -> None:
+        """Send what is new in this run's, or trial's, folder to its URI, where it is at one."""
+        if self.mirror is not None:
+            own = Path(self.config.run.folder).relative_to(self.mirror.folder)
+            self.mirror.send(*own.parts)
 
 
 def lesson_base(
@@ -149,7 +167,7 @@ def learn(
     lesson: Lesson, session: Session, on_epoch: OnEpoch | None = None
 ) -> list[dict[str, Any]]:
     """Train one student through the lesson's stages; returns a row a stage."""
-    _use_threads(lesson, session)
+    _enter(lesson, session)
     config = lesson.config
     tokenizer = load_tokenizer(lesson.start)
     student = start_student(lesson, tokenizer)
@@ -197,7 +215,7 @@ def transfer_sources(lesson: Lesson, ranks: int) -> list[Source]:
 
 def finetune(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
     """Fine-tune a teacher on the labels, by the same loop; saves nothing but its stage."""
-    _use_threads(lesson, session)
+    _enter(lesson, session)
     config = lesson.config
     tokenizer = load_tokenizer(lesson.start)
     assert config.teacher.finetune is not None
@@ -211,9 +229,12 @@ def finetune(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
     return _run(lesson, session, teacher, tokenizer, plan_of)
 
 
-def _use_threads(lesson: Lesson, session: Session) -> None:
-    """Before the first tensor: orthogonal weights round otherwise on another number of threads."""
+def _enter(lesson: Lesson, session: Session) -> None:
+    """Have the lesson's files on this machine, and its number of threads."""
+    if lesson.mirror is not None:
+        lesson.mirror.enter()
     if session.device == "cpu":
+        # before the first tensor: orthogonal weights round otherwise on another number of threads
         torch.set_num_threads(lesson.threads)
 
 
@@ -253,8 +274,12 @@ def _run(
             session=session,
             console=console,
             on_epoch=on_epoch,
+            on_save=lesson.send,
         )
-        return run_stages(learner, training)
+        rows = run_stages(learner, training)
+    if session.rank == 0:
+        lesson.send()
+    return rows
 
 
 def labelled_tokens(

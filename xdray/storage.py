@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -65,7 +66,7 @@ def list_folder(uri: str) -> list[str]:
         return sorted(name for name in names if not is_temporary(name))
     from pyarrow.fs import FileSelector
 
-    system, inner = _remote(uri)
+    system, inner = file_system(uri)
     infos = system.get_file_info(FileSelector(inner, allow_not_found=True))
     return sorted(info.base_name for info in infos)
 
@@ -75,16 +76,26 @@ def file_sizes(uri: str) -> dict[str, int]:
 
     Takes one pass; on object stores one request for about a thousand files.
     """
+    return {name: size for name, (size, _) in file_facts(uri).items()}
+
+
+def file_facts(uri: str) -> dict[str, tuple[int, int | None]]:
+    """As `file_sizes`: bytes, and ns of the last change where the place tells."""
     if (path := local_path(uri)) is not None:
         files = (entry for entry in path.rglob("*") if entry.is_file())
-        sizes = {str(file.relative_to(path)): file.stat().st_size for file in files}
-        return {name: sizes[name] for name in sorted(sizes) if not is_temporary(name)}
+        stats = {str(file.relative_to(path)): file.stat() for file in files}
+        return {
+            name: (stats[name].st_size, stats[name].st_mtime_ns)
+            for name in sorted(stats)
+            if not is_temporary(name)
+        }
     from pyarrow.fs import FileSelector
 
-    system, inner = _remote(uri)
+    system, inner = file_system(uri)
     start = len(inner.rstrip("/")) + 1
     infos = system.get_file_info(FileSelector(inner, recursive=True, allow_not_found=True))
-    return {i.path[start:]: i.size for i in sorted(infos, key=lambda i: i.path) if i.is_file}
+    files = sorted((info for info in infos if info.is_file), key=lambda info: info.path)
+    return {info.path[start:]: (info.size, info.mtime_ns) for info in files}
 
 
 def is_temporary(name: str) -> bool:
@@ -107,7 +118,7 @@ def open_input(uri: str) -> "pa.NativeFile":
         import pyarrow as pa
 
         return pa.memory_map(str(path))
-    system, inner = _remote(uri)
+    system, inner = file_system(uri)
     return system.open_input_file(inner)
 
 
@@ -120,7 +131,7 @@ def write_bytes_atomic(uri: str, data: "bytes | memoryview | pa.Buffer") -> None
     path = local_path(uri)
     try:
         if path is None:
-            system, inner = _remote(uri)
+            system, inner = file_system(uri)
             stream = system.open_output_stream(inner)
             stream.write(view)
             stream.close()  # not by `with`: that would finish a put that broke off
@@ -129,6 +140,29 @@ def write_bytes_atomic(uri: str, data: "bytes | memoryview | pa.Buffer") -> None
             _replace(path, view)
     except OSError as error:
         raise _unwritable(uri, view.nbytes, error) from error
+
+
+def copy_out(path: Path, uri: str) -> None:
+    """Write a local file's bytes to `uri`, atomically. Raises ClusterError as that does."""
+    import pyarrow as pa
+
+    if not path.stat().st_size:  # which cannot be mapped
+        return write_bytes_atomic(uri, b"")
+    with pa.memory_map(str(path)) as source:
+        return write_bytes_atomic(uri, source.read_buffer())
+
+
+def copy_in(uri: str, path: Path) -> None:
+    """Write the bytes at `uri` into a local file, whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open_input(uri) as source, partial.open("wb") as sink:
+            for block in iter(_reader(source), b""):
+                sink.write(block)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -150,7 +184,7 @@ def delete_tree(uri: str) -> None:
     """Delete a file, or a folder with all that is in it; nothing there is no error."""
     path = local_path(uri)
     if path is None:
-        system, inner = _remote(uri)
+        system, inner = file_system(uri)
         if exists(uri):
             (system.delete_file if _info(uri).is_file else system.delete_dir)(inner)
     elif path.is_dir() and not path.is_symlink():
@@ -213,8 +247,12 @@ def _file_system(root: str) -> "tuple[FileSystem, str]":
         ) from error
 
 
-def _remote(uri: str) -> "tuple[FileSystem, str]":
-    """File system of a URI, and the path on it."""
+def file_system(uri: str) -> "tuple[FileSystem, str]":
+    """File system of a place, and the path on it."""
+    if (path := local_path(uri)) is not None:
+        from pyarrow.fs import LocalFileSystem
+
+        return LocalFileSystem(), str(path.resolve())
     place, mark, options = uri.partition("?")
     scheme, _, rest = place.partition("://")
     authority, _, inner = rest.partition("/")
@@ -223,7 +261,7 @@ def _remote(uri: str) -> "tuple[FileSystem, str]":
 
 
 def _info(uri: str) -> "FileInfo":
-    system, inner = _remote(uri)
+    system, inner = file_system(uri)
     return system.get_file_info(inner)
 
 

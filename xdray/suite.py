@@ -20,6 +20,7 @@ from xdray.config import Config
 from xdray.configfile import load_config, with_fields
 from xdray.console import Console
 from xdray.errors import ConfigError
+from xdray.finetuning import TeacherLearner
 from xdray.header import read_header
 from xdray.kinds import load_task, with_labels
 from xdray.learning import Lesson, Scorer, finetune
@@ -28,7 +29,7 @@ from xdray.resources import pool_plan
 from xdray.sessions import LocalSession
 from xdray.stage_files import load_last
 from xdray.storage import fingerprint, write_bytes_atomic
-from xdray.teacher import TeacherLearner, best_dtype, model_folder, teacher_fingerprint
+from xdray.teacher import best_dtype, model_folder, teacher_fingerprint
 from xdray.tokens import fingerprint as tokenizer_fingerprint
 from xdray.tokens import load_tokenizer
 from xdray.workers import enter, keep_few_shapes, trim_memory

@@ -54,6 +54,8 @@ class Training:
     console: Console
     on_epoch: Callable[[dict[str, Any]], None] | None = None
     """Told after each epoch: stage, epoch, done (of all planned), dev (None: no head yet)."""
+    on_save: Callable[[], object] = lambda: None
+    """Called by rank 0 when a stage or a checkpoint is on the disk."""
 
 
 def run_stages(student: Learner, training: Training) -> list[dict[str, Any]]:
@@ -71,6 +73,7 @@ def run_stages(student: Learner, training: Training) -> list[dict[str, Any]]:
             row = _StageRun(student, training, index).run()
             if session.rank == 0:
                 save_stage(student, training.folder / stage_folder(index, stage), row)
+                training.on_save()
             rank_0_says(session, True)  # it is on the disk
         rows.append(row)
     return rows
@@ -294,6 +297,8 @@ class _StageRun:
         }
         metrics = {"stage": self.stage.name, "step": self.progress.total_steps}
         self.session.save(lambda folder: torch.save(state, folder / "state.pt"), metrics)
+        if self.session.rank == 0:
+            self.training.on_save()
         self._last_checkpoint = time.monotonic()
 
     def _score_start(self) -> None:

@@ -157,6 +157,7 @@ class TrialPool:
     def end(self, fields: Fields, result: Mapping[str, Any] | None) -> None:
         """Note the end of a trial. result: Tune's last, None where its process died."""
         folder = self.course.folder(fields)
+        self.course.fetch(fields)
         trial = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
         if trial["status"] not in ENDED:
             more: dict[str, Any] = {"status": "failed", "score": None, "error": "its process died"}
@@ -164,6 +165,7 @@ class TrialPool:
                 more = {"status": "stopped", "score": result["score"]}
                 more |= {"done": result["percent"] / 100, "seconds": result["time_total_s"]}
             trial = write_trial(folder, fields, more)
+            self.course.send(fields)
         self._running.pop(trial["id"], None)
         self._ended[trial["id"]] = trial
         self._proposer.tell(fields, self._values(trial))

@@ -19,6 +19,7 @@ from xdray.errors import TrainingError
 from xdray.evaluation import measure_latency, num_parameters
 from xdray.learner import logits_of
 from xdray.learning import Lesson, learn, lesson_base
+from xdray.mirror import Mirror
 from xdray.recipes import plan_stages
 from xdray.sessions import LocalSession, Session
 from xdray.space import Fields, trial_config, trial_id
@@ -48,6 +49,8 @@ class Course:
     starts: Mapping[str, tuple[str, str]]
     """`start_key` of a trial's config to its start's folder, and its tokenizer's fingerprint."""
     threads: int
+    mirror: Mirror | None = None
+    """Of the search's folder, where it is at a URI."""
 
     @property
     def key(self) -> str:
@@ -80,7 +83,18 @@ class Course:
             start_from=None,
             threads=self.threads,
             quiet=True,
+            mirror=self.mirror,
         )
+
+    def send(self, fields: Fields) -> None:
+        """Send a trial's folder to the URI of the search, where it is at one."""
+        if self.mirror is not None:
+            self.mirror.send("trials", trial_id(fields))
+
+    def fetch(self, fields: Fields) -> None:
+        """Have a trial's folder as it is at the URI: it may have been written elsewhere."""
+        if self.mirror is not None:
+            self.mirror.fetch("trials", trial_id(fields))
 
 
 def start_key(config: Config) -> str:
@@ -156,6 +170,7 @@ def learn_in_trial(
         }
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        lesson.send()
         if report is not None:
             report(line)
 
@@ -181,6 +196,7 @@ def run_trial(
     started = time.monotonic()
     folder = course.folder(fields)
     metric = course.task.metric
+    course.fetch(fields)
     try:
         rows = fit(course.lesson(fields), report)
         scored = [row["dev"] for row in rows if row["dev"]]
@@ -196,7 +212,9 @@ def run_trial(
         message = f"{type(error).__name__}: {' '.join(str(error).split())}"
         end = {"status": "failed", "score": None, "error": message}
     end["seconds"] = round(time.monotonic() - started, 2)
-    return write_trial(folder, fields, end)
+    trial = write_trial(folder, fields, end)
+    course.send(fields)
+    return trial
 
 
 def write_trial(folder: Path, fields: Fields, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,6 +234,7 @@ def begin_trial(course: Course, fields: Fields, number: int, costs: Mapping[str,
         shutil.rmtree(folder)
     begun = {"number": number, "status": "running", "course": course.key, "costs": costs}
     write_trial(folder, fields, begun)
+    course.send(fields)
 
 
 def read_trials(course: Course) -> list[dict[str, Any]]:
