@@ -57,30 +57,27 @@ class Mirror:
 
         Raises ClusterError where it cannot be written.
         """
-        below = "".join(f"{name}/" for name in names)
-        state = self._state()
-        here = {name: facts for name, facts in self._here().items() if name.startswith(below)}
+        below = _below(names)
+        state, here = self._state(), self._here(*names)
         for name in sorted(here, key=_sending_order):
             if state.get(name) != here[name]:
                 copy_out(Path(self.folder, name), join(self.uri, name))
                 self._keep({**self._state(), name: here[name]})
-        for name in sorted(state.keys() - self._here().keys(), key=_sending_order, reverse=True):
-            if name.startswith(below):
-                delete_tree(join(self.uri, name))
-                self._keep({k: v for k, v in self._state().items() if k != name})
+        gone = [name for name in state if name.startswith(below) and name not in here]
+        for name in sorted(gone, key=_sending_order, reverse=True):
+            delete_tree(join(self.uri, name))
+            self._keep({k: v for k, v in self._state().items() if k != name})
 
     def fetch(self, *names: str) -> None:
         """Make the copy, or one of its folders, what is at the URI."""
         folder = Path(self.folder, *names)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        below = "".join(f"{name}/" for name in names)
-        state = {k: v for k, v in self._state().items() if not k.startswith(below)}
+        state = {k: v for k, v in self._state().items() if not k.startswith(_below(names))}
         for name in file_sizes(join(self.uri, *names)):
             if not _stays(name):
                 copy_in(join(self.uri, *names, name), folder / name)
-        here = self._here()
-        self._keep(state | {name: here[name] for name in here if name.startswith(below)})
+        self._keep(state | self._here(*names))
 
     def enter(self) -> None:
         """Have the copy on this machine too, for a worker; on the job's own it is there already."""
@@ -100,13 +97,14 @@ class Mirror:
         Path(f"{self.folder}.token").write_text(renewed.token)
         return renewed
 
-    def _here(self) -> dict[str, list[int]]:
+    def _here(self, *names: str) -> dict[str, list[int]]:
         root, found = Path(self.folder), {}
-        for path in root.rglob("*"):
+        for path in root.joinpath(*names).rglob("*"):
             name = str(path.relative_to(root))
-            if path.is_file() and not _stays(name):
-                facts = path.stat()
-                found[name] = [facts.st_size, facts.st_mtime_ns]
+            with contextlib.suppress(FileNotFoundError):  # another trial's, renamed meanwhile
+                if path.is_file() and not _stays(name):
+                    facts = path.stat()
+                    found[name] = [facts.st_size, facts.st_mtime_ns]
         return found
 
     def _state(self) -> dict[str, list[int]]:
@@ -174,6 +172,10 @@ def _take(lock: IO[str], folder: str) -> None:
             f"run.folder: {folder} is being worked on by another process of this machine; wait "
             "for it, or name another folder"
         ) from error
+
+
+def _below(names: tuple[str, ...]) -> str:
+    return "".join(f"{name}/" for name in names)
 
 
 def _stays(name: str) -> bool:

@@ -117,7 +117,7 @@ def _is_claimed(config: Config, folder: Path, fresh: bool) -> bool:
             _refuse_changes(old, config)
         else:
             (folder / "remembered.json").unlink(missing_ok=True)
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(entry.name != STATE for entry in folder.iterdir()):
         raise ConfigError(
             f"run.folder: {config.run.folder} has files but no config.yaml, so it is no run "
             "folder; name another folder, or empty this one"
