@@ -1,7 +1,7 @@
-"""Gradients of token embeddings between ranks: the rows that a step has touched, not all of them.
+"""Gradients between ranks: all of them in one message, but for those of token embeddings.
 
-A step of 1,024 tokens touches some hundred of 20,000 to 90,000 rows; all of them are most of a
-student's parameters.
+Of these only the rows travel that a step has touched: 1,024 tokens touch some hundred of 20,000 to
+90,000 rows, and all of them are most of a student's parameters.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,19 @@ from torch import Tensor
 from torch import distributed as dist
 
 
-def average_rows(gradient: Tensor, input_ids: Sequence[Tensor]) -> None:
-    """Put the mean over all ranks in the place of this rank's gradient (V, E); in place.
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Put the sum over all ranks in the place of each of these tensors (float32), in one message.
+
+    Every rank must come here, with tensors of the same shapes.
+    """
+    flat = torch.cat([its.reshape(-1) for its in tensors])
+    dist.all_reduce(flat)
+    for its, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        its.copy_(total.view_as(its))
+
+
+def add_up_rows(gradient: Tensor, input_ids: Sequence[Tensor]) -> None:
+    """Put the sum over all ranks in the place of this rank's gradient (V, E).
 
     input_ids: all that this rank has looked up since the gradient was zero. The ranks add up in one
     order, so all of them end with the same bits. Every rank must come here.
@@ -24,7 +35,6 @@ def average_rows(gradient: Tensor, input_ids: Sequence[Tensor]) -> None:
     room = int(most)
     if room * ranks >= len(gradient):  # then all rows weigh less than everybody's
         dist.all_reduce(gradient)
-        gradient /= ranks
         return
     padded = rows.new_zeros(room)
     padded[: len(rows)] = rows
@@ -37,4 +47,3 @@ def average_rows(gradient: Tensor, input_ids: Sequence[Tensor]) -> None:
     gradient[rows] = 0
     for its_rows, its_values in zip(all_rows, all_values, strict=True):  # what pads adds zeros
         gradient.index_add_(0, its_rows, its_values)
-    gradient /= ranks

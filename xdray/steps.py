@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from xdray.batches import Batch
 from xdray.config import TrainingConfig
 from xdray.errors import TrainingError
-from xdray.exchange import average_rows
+from xdray.exchange import add_up, add_up_rows
 from xdray.learner import Learner, Wanted
 from xdray.sessions import Session
 from xdray.stages import Stage, Term
@@ -48,17 +47,10 @@ class Stepper:
         """Of what each term imitates, where it is divided by it."""
         self.rate = 0.0
         """Of the last step."""
-        self._losses: nn.Module = StepLosses(student, stage.terms, task)
+        self._losses = StepLosses(student, stage.terms, task)
         self._embedding = student.model.get_input_embeddings().weight
-        if session.world_size > 1:
-            trained = self._embedding.requires_grad
-            self._embedding.requires_grad_(False)  # DDP leaves what is frozen now to us
-            if any(its.requires_grad for its in student.parameters()):
-                # losses of some layers leave others without a gradient
-                self._losses = DistributedDataParallel(
-                    self._losses, broadcast_buffers=False, find_unused_parameters=True
-                )
-            self._embedding.requires_grad_(trained)
+        self.parts = 1
+        """Passes that a batch takes: more where memory was short, and from then on."""
 
     def normalise(self, batches: Sequence[Batch]) -> None:
         """Find the variances of what the terms imitate, over these batches of all ranks."""
@@ -92,25 +84,68 @@ class Stepper:
         counts = self._counts(window)
         weights = torch.tensor([term.weight for term in terms], device=session.device)
         weights = weights / self.variances
-        scale = weights * session.world_size / counts.clamp(min=1)
+        scale = weights / counts.clamp(min=1)
         torch.manual_seed(seed)
-        sums = torch.zeros(len(terms), device=session.device)
-        for position, batches in enumerate(window):
-            last = position == len(window) - 1
-            with self._no_sync(last), self._autocast():
-                loss_sums = self._losses(batches)
-                (loss_sums * scale).sum().backward()
-            sums += loss_sums.detach()
-        if session.world_size > 1 and self._embedding.grad is not None:
-            seen = [batch.input_ids for batches in window for batch in batches.values()]
-            average_rows(self._embedding.grad, seen)
+        while True:
+            passes = [its for batches in window for its in _in_parts(batches, self.parts)]
+            sums, short = self._backward(passes, scale)
+            if not self._exchange(passes, sums, short):
+                break
+            self._halve()
         if self.settings.clip is not None:
             trained = [p for group in self.optimiser.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.settings.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        session.all_sum(sums)
         self.sums += torch.stack([sums, counts]).double()
+
+    def _backward(
+        self, passes: Sequence[Mapping[str, Batch]], scale: Tensor
+    ) -> tuple[Tensor, bool]:
+        """Loss sum of each term over this rank, with gradients; whether memory was short."""
+        sums = torch.zeros(len(self.stage.terms), device=self.session.device)
+        try:
+            for batches in passes:
+                with self._autocast():
+                    loss_sums = self._losses(batches)
+                    (loss_sums * scale).sum().backward()
+                sums += loss_sums.detach()
+        except torch.OutOfMemoryError:
+            return sums, True
+        return sums, False
+
+    def _exchange(self, passes: Sequence[Mapping[str, Batch]], sums: Tensor, short: bool) -> bool:
+        """Add up gradients and `sums` over all ranks; whether any of them was short of memory.
+
+        All ranks end with gradients of the same bits.
+        """
+        if self.session.world_size == 1:
+            return short
+        trained = [p for group in self.optimiser.param_groups for p in group["params"]]
+        for parameter in trained:
+            if parameter.grad is None:  # losses of some layers leave others without
+                parameter.grad = torch.zeros_like(parameter)
+        flag = sums.new_tensor([float(short)])
+        grads = [its.grad for its in trained if its is not self._embedding]
+        add_up([sums, flag, *grads])
+        if flag.item():
+            return True
+        if self._embedding.grad is not None:
+            seen = [batch.input_ids for batches in passes for batch in batches.values()]
+            add_up_rows(self._embedding.grad, seen)
+        return False
+
+    def _halve(self) -> None:
+        """Take batches in twice as many passes. Raises TrainingError below one sentence."""
+        self.optimiser.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.parts *= 2
+        if self.parts > self.stage.batch_tokens:
+            raise TrainingError(
+                f"stage {self.stage.name}: the memory of {self.session.device} does not hold one "
+                "sentence with its gradients; lower tokens.max_length or the student's size"
+            )
 
     def check(self, step: int) -> None:
         """Raise TrainingError, naming this step, for losses that are no longer finite."""
@@ -184,23 +219,17 @@ class Stepper:
         self.session.all_sum(counts)
         return counts
 
-    def _no_sync(self, last: bool) -> AbstractContextManager[Any]:
-        if isinstance(self._losses, DistributedDataParallel) and not last:
-            return self._losses.no_sync()
-        return nullcontext()
-
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.settings.autocast == "none":
             return nullcontext()
         return torch.autocast(self.session.device.split(":")[0], dtype=torch.bfloat16)
 
 
-class StepLosses(nn.Module):
-    """The losses of one step in one forward call, so that DDP sees one forward a step."""
+class StepLosses:
+    """The losses of one pass of a student, for the terms of a stage."""
 
     def __init__(self, student: Learner, terms: Sequence[Term], task: Task) -> None:
-        """Wrap a student for the terms of a stage."""
-        super().__init__()
+        """Find what the terms compare."""
         self.student = student
         self.terms = terms
         self.task = task
@@ -208,7 +237,7 @@ class StepLosses(nn.Module):
         pairs = {t.student_layer for t in terms if t.loss in {"attention", "relations"}}
         self.wanted = Wanted(tuple(sorted(hidden)), tuple(sorted(pairs)))
 
-    def forward(self, batches: Mapping[str, Batch]) -> Tensor:
+    def __call__(self, batches: Mapping[str, Batch]) -> Tensor:
         """Loss sum of each term, over this rank's tokens: (len(terms),) float32."""
         found = {
             split: self.student.observe(
@@ -223,6 +252,15 @@ class StepLosses(nn.Module):
                 for term in self.terms
             ]
         )
+
+
+def _in_parts(batches: Mapping[str, Batch], parts: int) -> list[Mapping[str, Batch]]:
+    if parts == 1:
+        return [batches]
+    return [
+        {split: its.part(number, parts) for split, its in batches.items()}
+        for number in range(parts)
+    ]
 
 
 def learning_rate(stage: Stage, settings: TrainingConfig, done: float, steps: int) -> float:
