@@ -14,6 +14,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from xdray import __version__
 from xdray.cluster import plan_resources
+from xdray.config_cluster import ClusterConfig
 from xdray.configfile import load_config
 from xdray.resources import ResourcePlan
 
@@ -23,7 +24,6 @@ CLUSTER = (ROOT / "deploy/cluster.yaml").read_text(encoding="utf-8")
 CONTAINER = (ROOT / "deploy/Containerfile").read_text(encoding="utf-8")
 DOCS = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
 APP = "/app/"
-POOLS = {"teacher": "replicas", "training": "workers"}
 
 CLAIM, JOB = yaml.safe_load_all(RAYJOB)
 SPEC = JOB["spec"]["rayClusterSpec"]
@@ -154,9 +154,17 @@ def test_the_cluster_is_one_that_ray_up_takes():
 
 
 def test_teachers_are_on_spot_nodes_and_nothing_else_is():
-    types = NODES["available_node_types"]
-    spot = [name for name, its in types.items() if "InstanceMarketOptions" in its["node_config"]]
-    assert spot == ["teachers"]
+    markets = {
+        name: its["node_config"].get("InstanceMarketOptions", {}).get("MarketType")
+        for name, its in NODES["available_node_types"].items()
+    }
+    assert markets == {"head": None, "teachers": "spot", "training": None, "cpus": None}
+
+
+def test_the_section_that_the_document_shows_is_one_of_a_config():
+    (block,) = re.findall(r"\n\n    cluster:\n(?:      .+\n)+", DOCS)
+    shown = ClusterConfig.model_validate(yaml.safe_load(block)["cluster"])
+    assert shown.teacher_labels == {"pool": "teacher"}
 
 
 def test_the_image_is_of_this_version_and_of_the_ray_that_is_tested():
