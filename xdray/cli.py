@@ -173,14 +173,14 @@ def _add_sample(verbs: Any) -> None:
 
 
 def _config(args: argparse.Namespace) -> Config:
+    if getattr(args, "cluster", None) is not None:
+        args.overrides.append(f"cluster.fleet={args.cluster}")
     config = load_config(args.config, args.overrides)
     args.run_dir = config.run.folder
     return config
 
 
 def _with_plan(args: argparse.Namespace, work: Callable[[Config], Result]) -> Result:
-    if args.cluster is not None:
-        args.overrides.append(f"cluster.fleet={args.cluster}")
     config = _config(args)
     if args.plan:
         from xdray.planning import make_plan, print_plan
