@@ -18,7 +18,7 @@ from xdray.config import Config
 from xdray.configfile import load_config
 from xdray.errors import XdrayError
 from xdray.signals import leaving
-from xdray.workspace import check_kept, enter_workspace
+from xdray.workspace import check_kept, workspace
 
 Result = dict[str, Any]
 SIGTERM_STATUS = 128 + signal.SIGTERM
@@ -44,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, started: float) -> int:
     try:
-        _enter_workspace(args)
-        result = args.run(args)
+        _keep_config_paths(args)
+        with workspace(args.workspace):
+            result = args.run(args)
     except XdrayError as error:
         return _failed(args, started, type(error).__name__, " ".join(str(error).split()), 1)
     except OSError as error:  # a full disk, a folder that may not be written
@@ -196,14 +197,12 @@ def _add_sample(verbs: Any) -> None:
     parser.set_defaults(run=_sample)
 
 
-def _enter_workspace(args: argparse.Namespace) -> None:
-    if args.workspace is None:
-        return
-    if "config" in args:
+def _keep_config_paths(args: argparse.Namespace) -> None:
+    """Config files are where the command was typed, also with a workspace."""
+    if args.workspace is not None and "config" in args:
         args.config = str(Path(args.config).absolute())
-    if "tasks" in args:
+    if args.workspace is not None and "tasks" in args:
         args.tasks = [its if "=" in its else str(Path(its).absolute()) for its in args.tasks]
-    enter_workspace(args.workspace)
 
 
 def _config(args: argparse.Namespace) -> Config:
@@ -283,10 +282,10 @@ def _export(args: argparse.Namespace) -> Result:
 
 
 def _suite(args: argparse.Namespace) -> Result:
-    from xdray.suite import evaluate_suite
-
     args.run_dir = args.output
     check_kept("--output", args.output)
+    from xdray.suite import evaluate_suite
+
     encoders = dict(its.partition("=")[::2] for its in args.encoder)
     wrong = [name for name, model in encoders.items() if not model]
     if wrong or args.seeds < 1:
@@ -301,9 +300,9 @@ def _suite(args: argparse.Namespace) -> Result:
 
 
 def _predict(args: argparse.Namespace) -> Result:
+    check_kept("--output", args.output)
     from xdray.prediction import predict_files
 
-    check_kept("--output", args.output)
     columns = {"text": args.text, "pair": args.pair, "header": not args.no_header}
     columns |= {"format": args.format} if args.format else {}
     return predict_files(

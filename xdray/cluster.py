@@ -306,7 +306,7 @@ def fit_on_workers(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    trainer._register_sigint_handler = _keep  # Ray's ends with status 0, and stays
+    trainer._register_sigint_handler = lambda _: None  # Ray's ends with status 0, and stays
     try:
         value = trainer.fit().return_value
     except Exception as error:
@@ -315,10 +315,6 @@ def fit_on_workers(
     if failure is not None:
         raise failure
     return value
-
-
-def _keep(controller: Any) -> None:
-    """Leave Ctrl-C to who has it; the run's controller ends with this process."""
 
 
 def _worker_loop(config: dict[str, Any]) -> Any:

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from xdray.errors import CorpusError
-from xdray.workspace import paths_from
 from xdray.sentences import Content
 from xdray.windows import Windows
+from xdray.workspace import paths_from
 
 FORMATS = {
     "txt": "text",

@@ -1,4 +1,4 @@
-"""Leaving when told to: on SIGTERM and Ctrl-C an optimiser step ends, its state is saved, all stops.
+"""Leaving when told to: on SIGTERM and Ctrl-C a step is ended, its state saved, and all stops.
 
 `ray job stop`, Kubernetes and `kill` send SIGTERM, and SIGKILL some seconds later.
 """

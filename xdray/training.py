@@ -281,10 +281,6 @@ class _StageRun:
             }
         )
 
-    def _held_out_loss(self) -> float:
-        """The stage's loss on the held-out transfer sentences of all ranks."""
-        return self.stepper.held_out_loss(self._held_out_batches())
-
     def _held_out_batches(self) -> list[Batch]:
         if self.held_out is None:
             device = self.session.device
@@ -324,7 +320,7 @@ class _StageRun:
     def _current_score(self) -> float:
         """Return what the best state is chosen by: the metric on dev or minus the held-out loss."""
         if not self.stage.by_dev:
-            return -self._held_out_loss()
+            return -self.stepper.held_out_loss(self._held_out_batches())
         return float(self.training.score(self.student)[self.training.task.metric])
 
     def _resume(self) -> bool:

@@ -4,6 +4,7 @@ Each node unpacks one, and throws it away after the job: what a run makes must l
 `--workspace FOLDER` names a place for all relative paths but those of config files.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -20,11 +21,13 @@ def working_dir_copy() -> Path | None:
     return None
 
 
-def enter_workspace(folder: str) -> None:
-    """Take relative paths from a folder from now on. Raises ConfigError where there is none."""
+def workspace(folder: str | None) -> contextlib.AbstractContextManager[None]:
+    """Take relative paths from a folder in a block. Raises ConfigError where there is none."""
+    if folder is None:
+        return contextlib.nullcontext()
     if not Path(folder).is_dir():
         raise ConfigError(f"--workspace: {folder} is no folder; make it, where all nodes see it")
-    os.chdir(folder)
+    return contextlib.chdir(folder)
 
 
 def paths_from() -> str:
