@@ -25,6 +25,7 @@ ROWS = (
         "tokenised",
         "wordpieces",
         "exchange",
+        "signals",
     ),
     (
         "config_cluster",
@@ -34,6 +35,7 @@ ROWS = (
         "words",
         "quantization",
         "hidden",
+        "workspace",
     ),
     ("windows",),
     (

@@ -1,5 +1,6 @@
 """The loop: exact resume, the best state, the schedule, freezing, and what ends in an error."""
 
+import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from xdray.labels import LabelSet
 from xdray.loader import Loader
 from xdray.recipes import plan_stages
 from xdray.sessions import LocalSession
+from xdray.signals import Terminated, leaving
 from xdray.stages import chain_keys
 from xdray.student import Student, build_student
 from xdray.tokenised import Tokens
@@ -190,6 +192,40 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path
         for result in (rows, again)
     ]
     assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("told_at", [1, 9, 32])
+def test_sigterm_saves_the_step_and_the_run_goes_on_to_the_same_weights(
+    tmp_path: Path, told_at: int
+):
+    settings = {"epochs": 2, "batch_tokens": 24, "autocast": "none", "checkpoint_seconds": 3600}
+    config = _config(training=settings, recipe={"name": "staged", "layer": 1})
+    whole = _student(config)
+    run_stages(whole, _training(config, tmp_path / "whole"))
+
+    class Told(LocalSession):
+        """Of a process that gets SIGTERM in the middle of a step, or between two."""
+
+        sums = 0
+
+        def all_sum(self, values: torch.Tensor) -> None:
+            self.sums += 1
+            if self.sums == told_at:
+                signal.raise_signal(signal.SIGTERM)
+
+    told, said = Told(tmp_path / "told", "cpu"), []
+    with pytest.raises(Terminated), leaving():
+        run_stages(_student(config), _training(config, tmp_path / "told", session=told))
+    state = torch.load(Path(told.latest_checkpoint() or "") / "state.pt", weights_only=True)
+    console = Console(quiet=True)
+    console.say = said.append  # type: ignore[method-assign]
+    student = _student(config)
+    run_stages(student, _training(config, tmp_path / "told", console=console))
+    progress = state["progress"]
+    where = f"continued at epoch {progress['epoch'] + 1}, step {progress['step']}"
+    assert next(line for line in said if "continued" in line).endswith(where)
+    for name, value in _weights(whole).items():
+        assert torch.equal(value, student.state_dict()[name]), name
 
 
 def test_a_finished_stage_of_another_run_serves_while_its_key_is_the_same(tmp_path: Path):

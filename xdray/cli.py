@@ -1,22 +1,27 @@
 """The console command `xdray VERB ...`; each file of jobs/ is one verb of it.
 
 Prints human text, and as the last line of stdout one JSON object. Exit status 0 done, 1 failed,
-2 usage, 130 interrupted.
+2 usage, 130 left on Ctrl-C, 143 on SIGTERM (`ray job stop`): the same command continues.
 """
 
 import argparse
 import json
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from xdray.config import Config
 from xdray.configfile import load_config
 from xdray.errors import XdrayError
+from xdray.signals import leaving
+from xdray.workspace import check_kept, workspace
 
 Result = dict[str, Any]
+SIGTERM_STATUS = 128 + signal.SIGTERM
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,8 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         args.overrides += rest  # overrides that stand behind an option
     started = time.monotonic()
+    with leaving():
+        status = _run(args, started)
+    if status == SIGTERM_STATUS:
+        sys.stdout.flush()
+        signal.raise_signal(signal.SIGTERM)  # at once: Python itself takes seconds to end
+    return status
+
+
+def _run(args: argparse.Namespace, started: float) -> int:
     try:
-        result = args.run(args)
+        _keep_config_paths(args)
+        with workspace(args.workspace):
+            result = args.run(args)
     except XdrayError as error:
         return _failed(args, started, type(error).__name__, " ".join(str(error).split()), 1)
     except OSError as error:  # a full disk, a folder that may not be written
@@ -38,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         message = "interrupted; the same command continues"
         return _failed(args, started, "Interrupted", message, 130)
+    except SystemExit:  # also from Ray's handler, while Ray starts
+        message = "stopped by SIGTERM; the same command continues"
+        return _failed(args, started, "Interrupted", message, SIGTERM_STATUS)
     except Exception as error:  # a fault of ours: all of it on stderr, and a last line still
         traceback.print_exc()
         return _failed(args, started, type(error).__name__, " ".join(str(error).split()), 1)
@@ -71,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(verbs)
     _add_targets(verbs)
     _add_sample(verbs)
+    for its in verbs.choices.values():
+        its.add_argument(
+            "--workspace",
+            metavar="FOLDER",
+            help="take relative paths, but those of config files, from there",
+        )
     return parser
 
 
@@ -172,6 +197,14 @@ def _add_sample(verbs: Any) -> None:
     parser.set_defaults(run=_sample)
 
 
+def _keep_config_paths(args: argparse.Namespace) -> None:
+    """Config files are where the command was typed, also with a workspace."""
+    if args.workspace is not None and "config" in args:
+        args.config = str(Path(args.config).absolute())
+    if args.workspace is not None and "tasks" in args:
+        args.tasks = [its if "=" in its else str(Path(its).absolute()) for its in args.tasks]
+
+
 def _config(args: argparse.Namespace) -> Config:
     if getattr(args, "cluster", None) is not None:
         args.overrides.append(f"cluster.fleet={args.cluster}")
@@ -249,9 +282,10 @@ def _export(args: argparse.Namespace) -> Result:
 
 
 def _suite(args: argparse.Namespace) -> Result:
+    args.run_dir = args.output
+    check_kept("--output", args.output)
     from xdray.suite import evaluate_suite
 
-    args.run_dir = args.output
     encoders = dict(its.partition("=")[::2] for its in args.encoder)
     wrong = [name for name, model in encoders.items() if not model]
     if wrong or args.seeds < 1:
@@ -266,6 +300,7 @@ def _suite(args: argparse.Namespace) -> Result:
 
 
 def _predict(args: argparse.Namespace) -> Result:
+    check_kept("--output", args.output)
     from xdray.prediction import predict_files
 
     columns = {"text": args.text, "pair": args.pair, "header": not args.no_header}
@@ -300,6 +335,7 @@ def _targets(args: argparse.Namespace) -> Result:
 def _sample(args: argparse.Namespace) -> Result:
     from xdray.sample import tiny_corpus, write_sample
 
+    check_kept("folder", args.folder)
     started = time.monotonic()
     (tiny_corpus if args.kind == "tiny" else write_sample)(args.folder, seed=args.seed)
     return {"run_dir": args.folder, "seconds": round(time.monotonic() - started, 2)}

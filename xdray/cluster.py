@@ -16,7 +16,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from xdray.config import Config
@@ -28,6 +27,7 @@ from xdray.resources import ResourcePlan, Resources, check_address, fit_plan, ma
 from xdray.sessions import LocalSession as LocalSession
 from xdray.sessions import RaySession
 from xdray.sessions import Session as Session
+from xdray.signals import leave
 from xdray.storage import file_system, join
 from xdray.workers import Ledger, PoolWorker, as_xdray_error, enter, last_line
 
@@ -118,6 +118,7 @@ class Cluster:
         if ray.is_initialized():
             return
         level = logging.INFO if verbose else logging.WARNING
+        handler = signal.getsignal(signal.SIGTERM)  # which ray.init replaces
         try:
             with stderr_without(b"RAY_BACKEND_LOG_LEVEL"):  # a note that Ray read it
                 ray.init(address=address, log_to_driver=verbose, logging_level=level, **options)
@@ -129,7 +130,8 @@ class Cluster:
         self._started = True
         _show_worker_logs(verbose)
         if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGTERM, _leave)  # ray.init would replace ours
+            self._handler = handler
+            signal.signal(signal.SIGTERM, leave)
 
     def _prepare(self, address: str) -> dict[str, Any]:
         """Set what Ray reads from the environment; return the rest of the arguments of its init."""
@@ -304,6 +306,7 @@ def fit_on_workers(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
+    trainer._register_sigint_handler = lambda _: None  # Ray's ends with status 0, and stays
     try:
         value = trainer.fit().return_value
     except Exception as error:
@@ -343,8 +346,3 @@ def _logs() -> str:
 
     context = ray.get_runtime_context()
     return f"{context.get_temp_dir()}/{context.get_session_name()}/logs"
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    """On SIGTERM end as on any error, so that Ray is shut down."""
-    raise SystemExit(128 + number)

@@ -30,6 +30,7 @@ from xdray.saving import load_student
 from xdray.scoring import SplitScorer
 from xdray.storage import write_bytes_atomic
 from xdray.tokens import load_tokenizer
+from xdray.workspace import check_kept
 
 LARGEST_DIFFERENCE = 1e-3
 """Of logits between PyTorch and float32 ONNX, as a share of the largest logit."""
@@ -59,6 +60,7 @@ def export(config: Config, model: str | None = None) -> Facts:
 def _export_all(config: Config, run: Path, folder: Path, console: Console) -> Facts:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder}: no model to export; run distill first, or name one: --model")
+    check_kept("--model", str(folder))
     threads = plan_resources(config, None).threads_per_worker
     torch.set_num_threads(threads)
     names = {"student": (folder, folder)}

@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 from xdray.errors import CorpusError
 from xdray.sentences import Content
 from xdray.windows import Windows
+from xdray.workspace import paths_from
 
 FORMATS = {
     "txt": "text",
@@ -122,7 +123,7 @@ def expand(path: str) -> list[str]:
     if not names:
         what = "is a folder, expected files" if literal else "no file matches"
         what = "no such file" if info.type == pafs.FileType.NotFound and literal else what
-        raise CorpusError(f"{path}: {what}; paths are taken from where the command was typed")
+        raise CorpusError(f"{path}: {what}; {paths_from()}")
     return sorted(base + (quote(name) if remote else name) + mark + query for name in names)
 
 

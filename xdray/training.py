@@ -20,6 +20,7 @@ from xdray.console import Console
 from xdray.learner import Learner
 from xdray.loader import Loader
 from xdray.sessions import Session, rank_0_says
+from xdray.signals import before_leaving, unbroken
 from xdray.stage_files import Progress, load_stage, save_stage, stage_folder
 from xdray.stages import Stage
 from xdray.steps import Stepper, learning_rate
@@ -122,8 +123,9 @@ class _StageRun:
         self.best_state = _copy_state(self.student)
         if not self._resume():
             self._score_start()
-        while self.progress.epoch < stage.epochs and self.progress.bad_epochs < stage.patience:
-            self._epoch()
+        with before_leaving(self._save):
+            while self.progress.epoch < stage.epochs and self.progress.bad_epochs < stage.patience:
+                self._epoch()
         self.loaders[stage.splits[0]].close()
         self.student.load_state_dict(self.best_state)
         dev = training.score(self.student) if stage.trains_head else None
@@ -179,9 +181,10 @@ class _StageRun:
         for batches in self._steps():
             done = (progress.epoch + progress.step / num_steps) / stage.epochs
             rate = learning_rate(stage, self.training.settings, done, stage.epochs * num_steps)
-            self.stepper.step(batches, rate, self._step_seed())
-            progress.step += 1
-            progress.total_steps += 1
+            with unbroken():
+                self.stepper.step(batches, rate, self._step_seed())
+                progress.step += 1
+                progress.total_steps += 1
             if progress.total_steps % CHECK_EVERY == 0:
                 title = f"stage {stage.name}, epoch {progress.epoch + 1} of {stage.epochs}"
                 self.training.console.progress(title, progress.step, num_steps, "steps")
@@ -226,10 +229,15 @@ class _StageRun:
             self._save()
 
     def _end_epoch(self) -> None:
-        progress, training = self.progress, self.training
-        self.stepper.check(progress.total_steps)
+        self.stepper.check(self.progress.total_steps)
         self.student.eval()
-        score = self._current_score()
+        self._note_epoch(self._current_score())
+        self._save_if_due()
+        self._tell_epoch()
+
+    @unbroken()
+    def _note_epoch(self, score: float) -> None:
+        progress = self.progress
         if score >= progress.best:  # ties to the later
             progress.best, progress.bad_epochs = score, 0
             self.best_state = _copy_state(self.student)
@@ -250,14 +258,12 @@ class _StageRun:
             }
         )
         shown = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
-        training.console.say(
+        self.training.console.say(
             f"stage {self.stage.name}: epoch {progress.epoch + 1}/{self.stage.epochs}, "
             f"loss {shown}, {self._shown_score(score)}, {progress.seconds:.0f} s"
         )
         progress.epoch, progress.step = progress.epoch + 1, 0
         self.stepper.clear()
-        self._save_if_due()
-        self._tell_epoch()
 
     def _tell_epoch(self) -> None:
         training, stage = self.training, self.stage
@@ -274,10 +280,6 @@ class _StageRun:
                 "dev": dev,
             }
         )
-
-    def _held_out_loss(self) -> float:
-        """The stage's loss on the held-out transfer sentences of all ranks."""
-        return self.stepper.held_out_loss(self._held_out_batches())
 
     def _held_out_batches(self) -> list[Batch]:
         if self.held_out is None:
@@ -318,7 +320,7 @@ class _StageRun:
     def _current_score(self) -> float:
         """Return what the best state is chosen by: the metric on dev or minus the held-out loss."""
         if not self.stage.by_dev:
-            return -self._held_out_loss()
+            return -self.stepper.held_out_loss(self._held_out_batches())
         return float(self.training.score(self.student)[self.training.task.metric])
 
     def _resume(self) -> bool:
