@@ -35,7 +35,7 @@ ROWS = (
         "quantization",
         "hidden",
     ),
-    ("windows",),
+    ("windows", "watching"),
     (
         "config",
         "labels",
