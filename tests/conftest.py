@@ -18,6 +18,7 @@ os.environ.pop("RAY_ADDRESS", None)  # never join the cluster that a shell happe
 import importlib
 import json
 import logging
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,29 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of each curve in the one TensorBoard file of a folder, as they stand there.
+
+    A file is records: length, its checksum, an Event, its checksum. The first says the version.
+    """
+    from tensorboardX.proto import event_pb2
+
+    protos: Any = event_pb2
+    (path,) = folder.iterdir()
+    assert path.name.startswith("events.out.tfevents.")  # else TensorBoard does not see it
+    data, events = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        events.append(protos.Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    assert events[0].file_version == "brain.Event:2"
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for event in events[1:]:
+        for value in event.summary.value:
+            curves.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return curves
 
 
 def _lines(text: Path) -> list[str]:

@@ -88,6 +88,10 @@ def test_the_item_of_a_killed_actor_is_done_again_and_no_other_is_lost(
     assert marker.exists()
     assert sorted(receipt["item"] for receipt in receipts) == list(range(5))
     assert len({receipt["pid"] for receipt in receipts}) == 2
+    assert {receipt["item"]: receipt["tries"] for receipt in receipts} == {
+        **dict.fromkeys(range(5), 1),
+        2: 2,
+    }
 
 
 @pytest.mark.cluster

@@ -37,7 +37,7 @@ ROWS = (
         "hidden",
         "workspace",
     ),
-    ("windows",),
+    ("windows", "watching"),
     (
         "config",
         "labels",

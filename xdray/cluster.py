@@ -29,6 +29,7 @@ from xdray.sessions import RaySession
 from xdray.sessions import Session as Session
 from xdray.signals import leave
 from xdray.storage import file_system, join
+from xdray.watching import Meters
 from xdray.workers import Ledger, PoolWorker, as_xdray_error, enter, last_line
 
 MAX_WINDOW = 20_000  # shards in one Ray Data job: the driver's memory, 1 ms each to hand over
@@ -88,6 +89,8 @@ class Cluster:
         self._config = config
         self._started = False
         self._handler: Any = None
+        self.meters = Meters()
+        """Silent until Ray is there."""
 
     def __enter__(self) -> "Cluster":
         """Start nothing yet."""
@@ -97,10 +100,10 @@ class Cluster:
         """Shut down the Ray that was started here."""
         if not self._started:
             return
-        import ray
+        import ray._private.worker
 
         ray.shutdown()
-        _show_worker_logs(True)
+        ray._private.worker._worker_logs_enabled = True
         self._started = False
         if self._handler is not None:
             signal.signal(signal.SIGTERM, self._handler)
@@ -113,8 +116,10 @@ class Cluster:
         """
         address, verbose = _address(), os.environ.get("RAY_LOG_TO_DRIVER") == "1"
         options = self._prepare(address)
-        import ray
+        import ray._private.worker
+        import ray.util.metrics
 
+        self.meters = Meters(ray.util.metrics)
         if ray.is_initialized():
             return
         level = logging.INFO if verbose else logging.WARNING
@@ -128,7 +133,8 @@ class Cluster:
                 "check RAY_ADDRESS and the free memory"
             ) from error
         self._started = True
-        _show_worker_logs(verbose)
+        # whether it prints the deaths of workers; the switch that its debugger uses
+        ray._private.worker._worker_logs_enabled = verbose
         if threading.current_thread() is threading.main_thread():
             self._handler = handler
             signal.signal(signal.SIGTERM, leave)
@@ -156,13 +162,6 @@ class Cluster:
         }
 
 
-def _show_worker_logs(shown: bool) -> None:
-    """Whether Ray prints the deaths of workers; the switch that its debugger uses."""
-    from ray._private import worker
-
-    worker._worker_logs_enabled = shown
-
-
 def map_shards(
     cluster: Cluster,
     worker_class: Callable[..., Callable[[Any], dict[str, Any]]],
@@ -175,10 +174,11 @@ def map_shards(
 
     in_order: as the items come; the pool works ahead as far as Ray's shared memory holds results.
 
-    "index" is added: the item's number. A pool of `plan.replicas` actors; an item is the unit of
-    work and is done again elsewhere when its actor dies. What a worker raises is raised here and
-    ends the pool; so does an item that killed its actor three times, or a pool that stays silent
-    for four hours. Each 20,000 items from the iterator have a pool of their own.
+    "index" is added, the item's number, and "tries", how often it was begun. A pool of
+    `plan.replicas` actors; an item is the unit of work and is done again elsewhere when its actor
+    dies. What a worker raises is raised here and ends the pool; so does an item that killed its
+    actor three times, or a pool that stays silent for four hours. Each 20,000 items from the
+    iterator have a pool of their own.
     """
     remaining = enumerate(items)
     while window := list(itertools.islice(remaining, MAX_WINDOW)):
@@ -276,7 +276,6 @@ def fit_on_workers(
     and is raised here as it was.
     """
     cluster.start()
-    import ray
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -319,8 +318,8 @@ def fit_on_workers(
 
 def _worker_loop(config: dict[str, Any]) -> Any:
     """Runs in each Ray Train worker."""
-    import ray
     import ray.train
+    import ray.util.metrics
     from ray.train.torch import get_device
 
     loop, loop_config, ledger = config["call"]
@@ -330,7 +329,8 @@ def _worker_loop(config: dict[str, Any]) -> Any:
     enter(config["folder"])
     rank, size, device = context.get_world_rank(), context.get_world_size(), str(get_device())
     with contextlib.ExitStack() as stack:
-        session = RaySession(rank, size, device, config["run_folder"], ray.train, stack)
+        meters = Meters(ray.util.metrics)
+        session = RaySession(rank, size, device, config["run_folder"], ray.train, stack, meters)
         try:
             return loop(loop_config, session)
         except XdrayError as error:

@@ -178,7 +178,7 @@ def train(run: Run, cluster: Cluster, lesson: Lesson, loop: Any = learn) -> list
     if run.mirror is not None:
         lesson = replace(lesson, mirror=run.mirror.renew())
     if plan.workers == 0:
-        return loop(lesson, LocalSession(Path(lesson.folder)))
+        return loop(lesson, LocalSession(Path(lesson.folder), meters=cluster.meters))
     with run.console.follow():  # the workers write the run's log, this process prints it
         rows = fit_on_workers(
             cluster,

@@ -38,6 +38,7 @@ from xdray.task import Task
 from xdray.tokenised import Tokens
 from xdray.tokens import load_tokenizer, pad_id_of
 from xdray.training import Training, run_stages
+from xdray.watching import Meters, Watch, run_name, watch_training
 
 OnEpoch = Callable[[dict[str, Any]], None]
 SCORING_TOKENS = 4096
@@ -275,11 +276,18 @@ def _run(
             console=console,
             on_epoch=on_epoch,
             on_save=lesson.send,
+            watch=Watch() if session.rank > 0 else _watch(lesson, session.meters),
         )
         rows = run_stages(learner, training)
     if session.rank == 0:
         lesson.send()
     return rows
+
+
+def _watch(lesson: Lesson, meters: Meters) -> Watch:
+    run, mirror = Path(lesson.config.run.folder), lesson.mirror
+    place = str(run) if mirror is None else join(mirror.uri, *run.relative_to(mirror.folder).parts)
+    return watch_training(run, run_name(place), Path(lesson.folder), meters)
 
 
 def labelled_tokens(

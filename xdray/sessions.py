@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from xdray.watching import Meters
+
 if TYPE_CHECKING:  # imported where there are several ranks
     from torch import Tensor
 
@@ -39,6 +41,11 @@ class Session(Protocol):
     @property
     def run_folder(self) -> str:
         """Where the run is kept: a folder or a URI; empty if nowhere."""
+        ...
+
+    @property
+    def meters(self) -> Meters:
+        """Of this process; silent without Ray."""
         ...
 
     def all_sum(self, values: "Tensor") -> None:
@@ -73,13 +80,16 @@ def rank_0_says(session: Session, yes: bool) -> bool:
 class LocalSession:
     """The only rank of a run in this process; checkpoints are folders beside each other."""
 
-    def __init__(self, folder: Path | None, device: str | None = None) -> None:
+    def __init__(
+        self, folder: Path | None, device: str | None = None, meters: Meters | None = None
+    ) -> None:
         """Without a folder nothing can be saved; without a device, a GPU where torch sees one."""
         if device is None:
             import torch
 
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.rank, self.world_size, self.device = 0, 1, device
+        self.meters = meters or Meters()
         self.run_folder = "" if folder is None else str(folder)
 
     def all_sum(self, values: "Tensor") -> None:
@@ -123,6 +133,7 @@ class RaySession:
     """The module ray.train, handed in."""
     open_folders: contextlib.ExitStack
     """Closed when the worker ends; holds downloaded checkpoints."""
+    meters: Meters
 
     def all_sum(self, values: "Tensor") -> None:
         """Sum over all ranks in the process group that Ray Train made."""

@@ -29,6 +29,8 @@ class Progress:
     forwarded: int = 0
     """Rows that the teacher was run for meanwhile, where targets are streamed."""
     history: list[dict[str, Any]] = field(default_factory=list)
+    points: list[dict[str, Any]] = field(default_factory=list)
+    """Of the stage's curves (watching.StageWatch)."""
 
 
 def stage_folder(index: int, stage: Stage) -> str:

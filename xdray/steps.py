@@ -47,6 +47,7 @@ class Stepper:
         """Of what each term imitates, where it is divided by it."""
         self.rate = 0.0
         """Of the last step."""
+        self._checked = self.sums.to("cpu", copy=True)
         self._losses = StepLosses(student, stage.terms, task)
         self._embedding = student.model.get_input_embeddings().weight
         self.parts = 1
@@ -147,18 +148,27 @@ class Stepper:
                 "sentence with its gradients; lower tokens.max_length or the student's size"
             )
 
-    def check(self, step: int) -> None:
-        """Raise TrainingError, naming this step, for losses that are no longer finite."""
-        for term, value in zip(self.stage.terms, self.sums[0].tolist(), strict=True):
+    def check(self, step: int) -> dict[str, float]:
+        """Mean loss of each term since the last check or `clear`, over all ranks.
+
+        Raises TrainingError, naming this step, for losses that are no longer finite.
+        """
+        sums = self.sums.to("cpu", copy=True)
+        for term, value in zip(self.stage.terms, sums[0].tolist(), strict=True):
             if not math.isfinite(value):
                 raise TrainingError(
                     f"stage {self.stage.name}, step {step}: the sum of the {term.name} loss is "
                     f"{value}; lower training.learning_rate"
                 )
+        new, self._checked = sums - self._checked, sums
+        return self._by_term(new)
 
     def mean_losses(self) -> dict[str, float]:
         """Mean loss of each term since the last `clear`, over all ranks."""
-        means = (self.sums[0] / self.sums[1].clamp(min=1)).tolist()
+        return self._by_term(self.sums)
+
+    def _by_term(self, sums: Tensor) -> dict[str, float]:
+        means = (sums[0] / sums[1].clamp(min=1)).tolist()
         several = len({term.name for term in self.stage.terms}) < len(means)
         return {
             term.long_name if several else term.name: mean
@@ -178,6 +188,7 @@ class Stepper:
     def clear(self) -> None:
         """Forget the losses so far."""
         self.sums.zero_()
+        self._checked.zero_()
 
     def held_out_loss(self, batches: Sequence[Batch]) -> float:
         """The stage's loss on these transfer batches, on its device, of all ranks together."""
@@ -204,6 +215,7 @@ class Stepper:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.sums.copy_(state["sums"])
+        self._checked.copy_(state["sums"])
         self.optimiser.load_state_dict(state["optimiser"])
 
     def _counts(self, window: Sequence[Mapping[str, Batch]]) -> Tensor:

@@ -7,7 +7,7 @@ the `Session` it is handed. steps.py takes the single step.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from xdray.stage_files import Progress, load_stage, save_stage, stage_folder
 from xdray.stages import Stage
 from xdray.steps import Stepper, learning_rate
 from xdray.task import Task
+from xdray.watching import Watch
 
 Scores = dict[str, Any]
 Score = Callable[[Learner], Scores]
@@ -57,6 +58,7 @@ class Training:
     """Told after each epoch: stage, epoch, done (of all planned), dev (None: no head yet)."""
     on_save: Callable[[], object] = lambda: None
     """Called by rank 0 when a stage or a checkpoint is on the disk."""
+    watch: Watch = field(default_factory=Watch)
 
 
 def run_stages(student: Learner, training: Training) -> list[dict[str, Any]]:
@@ -107,7 +109,9 @@ class _StageRun:
         self.session = training.session
         self.loaders = training.loaders(self.stage)
         self.progress = Progress()
+        self.watch = training.watch.stage(stage_folder(index, self.stage))
         self.held_out: list[Batch] | None = None
+        self._accumulation = training.settings.accumulation
         self._counted = self._forwarded()
         self._clock = time.monotonic()
         self._last_checkpoint = self._clock
@@ -123,13 +127,19 @@ class _StageRun:
         self.best_state = _copy_state(self.student)
         if not self._resume():
             self._score_start()
-        with before_leaving(self._save):
-            while self.progress.epoch < stage.epochs and self.progress.bad_epochs < stage.patience:
-                self._epoch()
-        self.loaders[stage.splits[0]].close()
-        self.student.load_state_dict(self.best_state)
-        dev = training.score(self.student) if stage.trains_head else None
+        with self.watch.drawing(self.progress.points):
+            with before_leaving(self._save):
+                while not self._is_over():
+                    self._epoch()
+            self.loaders[stage.splits[0]].close()
+            self.student.load_state_dict(self.best_state)
+            dev = training.score(self.student) if stage.trains_head else None
+            self.watch.best(self.progress.total_steps, dev)
         return self._row(dev)
+
+    def _is_over(self) -> bool:
+        progress, stage = self.progress, self.stage
+        return progress.epoch >= stage.epochs or progress.bad_epochs >= stage.patience
 
     def _row(self, dev: Scores | None) -> dict[str, Any]:
         progress = self.progress
@@ -168,6 +178,7 @@ class _StageRun:
         new = torch.tensor([mine - self._counted], device=self.session.device)
         self.session.all_sum(new)
         self.progress.forwarded += int(new)
+        self.watch.forwarded(int(new))
         self._counted = mine
 
     def _forwarded(self) -> int:
@@ -177,10 +188,12 @@ class _StageRun:
         progress, stage = self.progress, self.stage
         main = self.loaders[stage.splits[0]]
         num_steps = math.ceil(main.num_steps(progress.epoch) / self._accumulation)
+        planned = stage.epochs * num_steps
         self.student.train()
+        self.watch.begin(progress.total_steps)
         for batches in self._steps():
             done = (progress.epoch + progress.step / num_steps) / stage.epochs
-            rate = learning_rate(stage, self.training.settings, done, stage.epochs * num_steps)
+            rate = learning_rate(stage, self.training.settings, done, planned)
             with unbroken():
                 self.stepper.step(batches, rate, self._step_seed())
                 progress.step += 1
@@ -188,14 +201,11 @@ class _StageRun:
             if progress.total_steps % CHECK_EVERY == 0:
                 title = f"stage {stage.name}, epoch {progress.epoch + 1} of {stage.epochs}"
                 self.training.console.progress(title, progress.step, num_steps, "steps")
-                self.stepper.check(progress.total_steps)
+                losses = self.stepper.check(progress.total_steps)
+                self.watch.look(progress.total_steps, planned, rate, losses)
                 if progress.step < num_steps:  # else the epoch's end saves
                     self._save_if_due()
         self._end_epoch()
-
-    @property
-    def _accumulation(self) -> int:
-        return self.training.settings.accumulation
 
     def _steps(self) -> Iterator[list[dict[str, Batch]]]:
         """Batches of each step that is still to do in this epoch, a dict by split for each pass."""
@@ -257,6 +267,7 @@ class _StageRun:
                 "score": score,
             }
         )
+        self.watch.end_epoch(progress.history[-1], self._score_name())
         shown = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
         self.training.console.say(
             f"stage {self.stage.name}: epoch {progress.epoch + 1}/{self.stage.epochs}, "
