@@ -40,10 +40,11 @@ from xdray.starts import prepare_start
 from xdray.storage import fingerprint
 from xdray.student import Student
 from xdray.task import Task
-from xdray.teacher import best_dtype, default_device, model_folder, save_finetuned
+from xdray.teacher import best_dtype, default_device, save_finetuned
 from xdray.tokenised import Signal
 from xdray.tokens import fingerprint as tokenizer_fingerprint
 from xdray.tokens import load_tokenizer
+from xdray.weights import model_folder
 
 Report = dict[str, Any]
 

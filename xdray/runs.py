@@ -10,6 +10,7 @@ from xdray.config import Config
 from xdray.configfile import changed_fields, dump_config, load_config
 from xdray.console import Console
 from xdray.errors import ConfigError
+from xdray.redaction import redacted
 from xdray.storage import write_bytes_atomic
 
 HOW_NOT_WHAT = (
@@ -51,8 +52,8 @@ class Run:
         return self.folder.joinpath(*names)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a file whole or not at all."""
-        write_bytes_atomic(str(self.path(name)), json.dumps(value, indent=1).encode())
+        """Write a file whole or not at all, without the secrets of URIs."""
+        write_bytes_atomic(str(self.path(name)), json.dumps(redacted(value), indent=1).encode())
 
     def read_json(self, name: str) -> Any:
         """Read a file, None if it is not there."""

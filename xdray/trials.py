@@ -20,6 +20,7 @@ from xdray.evaluation import measure_latency, num_parameters
 from xdray.learner import logits_of
 from xdray.learning import Lesson, learn, lesson_base
 from xdray.recipes import plan_stages
+from xdray.redaction import redact
 from xdray.sessions import LocalSession, Session
 from xdray.space import Fields, trial_config, trial_id
 from xdray.starts import start_fields
@@ -193,7 +194,7 @@ def run_trial(
             "steps": sum(row["steps"] for row in rows),
         }
     except Exception as error:
-        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        message = redact(f"{type(error).__name__}: {' '.join(str(error).split())}")
         end = {"status": "failed", "score": None, "error": message}
     end["seconds"] = round(time.monotonic() - started, 2)
     return write_trial(folder, fields, end)
