@@ -349,7 +349,7 @@ class _Touch:
 
 @pytest.mark.parametrize("where", ["alone", "in a list", "in a dictionary"])
 def test_a_parquet_column_of_pickled_objects_is_refused_and_not_unpickled(tmp_path, where):
-    import ray.data  # registers the type that unpickles, as in every worker
+    # its import registers the type that unpickles, as in every worker
     from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
     trace = tmp_path / "it-ran"

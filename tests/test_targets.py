@@ -186,7 +186,7 @@ def test_a_saved_view_names_its_store_without_secrets_and_is_read_where_the_conf
 def test_a_part_with_pickled_objects_is_damaged_and_not_unpickled(
     store: TargetStore, view: TargetView, tmp_path: Path
 ) -> None:
-    import ray.data  # registers the type that unpickles, as in every worker
+    # its import registers the type that unpickles, as in every worker
     from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
     trace = tmp_path / "it-ran"
