@@ -16,11 +16,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install quickstart test test-fast test-all check fix clean
+.PHONY: help install quickstart test test-fast test-all check check-deps fix clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "targets: install quickstart test test-fast test-all check fix clean"
+	@echo "targets: install quickstart test test-fast test-all check check-deps fix clean"
 
 install: $(INSTALLED)
 
@@ -59,6 +59,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/pyright
+
+check-deps: $(INSTALLED)  # known holes in what is installed; 2: no source of advisories answered
+	@$(BIN)/python jobs/check_deps.py
 
 fix: $(INSTALLED)
 	$(BIN)/ruff check --fix $(CODE)

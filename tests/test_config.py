@@ -63,6 +63,11 @@ def path(tmp_path: Path) -> str:
             "terms: [{loss: labels, split: train}]}]",
             "nothing is frozen",
         ),
+        (
+            "recipe=[{name: ../../../x, terms: [{loss: logits, split: transfer}]}]",
+            "recipe.stages.0.name = '../../../x'",
+        ),
+        ("recipe={stages: [{name: a/b, terms: [{loss: logits, split: transfer}]}]}", "'a/b'"),
         ("student.hidden=true", "student.hidden: true is a truth value"),
     ],
 )
@@ -132,6 +137,25 @@ def test_a_file_that_is_no_config_is_refused_with_its_name(tmp_path: Path):
             load_config(str(file))
     with pytest.raises(ConfigError, match=r"missing\.yaml"):
         load_config(str(tmp_path / "missing.yaml"))
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:pathlib.Path.touch", "!!python/name:os."])
+def test_yaml_makes_no_objects_and_calls_nothing(tag: str, tmp_path: Path):
+    file, trace = tmp_path / "bad.yaml", tmp_path / "it-ran"
+    file.write_text(f"run: {{folder: {tag} [{trace}]}}\n" + MINIMAL.replace("run:", "run2:"))
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_config(str(file))
+    assert not trace.exists()
+
+
+def test_secrets_are_not_dumped_and_another_secret_is_no_other_config(path: str):
+    uri = "targets.store=s3://AK:{}@bucket/x?region=eu"
+    old, new = (load_config(path, [uri.format(its)]) for its in ("wJalrXUtnF", "EMI7MDENGb"))
+    assert "wJalrXUtnF" not in dump_config(old)
+    assert changed_fields(old, new) == []
+    other = load_config(path, ["targets.store=s3://AK:EMI7MDENGb@other/x?region=eu"])
+    (changed,) = changed_fields(old, other)
+    assert changed.startswith("targets.store (was 's3://REDACTED@bucket")
 
 
 def test_every_field_says_what_it_means():

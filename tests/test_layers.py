@@ -16,6 +16,7 @@ PACKAGE = ROOT / "xdray"
 
 # A module imports only from rows above its own, never sideways.
 ROWS = (
+    ("redaction",),
     (
         "errors",
         "modeling_bilstm",
@@ -56,6 +57,7 @@ ROWS = (
     ("mirror",),
     (
         "header",
+        "weights",
         "configfile",
         "readers",
         "entities",

@@ -1,6 +1,7 @@
 """Rows out of every format: what counts as one, where it lies, and what is refused."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -334,3 +335,32 @@ def test_format_follows_the_ending_and_an_unknown_one_is_refused():
         CorpusError, match=r"a\.gz: ending '\.gz', not txt jsonl .*name its `format`"
     ):
         format_of("a.gz")
+
+
+class _Touch:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("where", ["alone", "in a list", "in a dictionary"])
+def test_a_parquet_column_of_pickled_objects_is_refused_and_not_unpickled(tmp_path, where):
+    # its import registers the type that unpickles, as in every worker
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
+
+    trace = tmp_path / "it-ran"
+    blobs = pa.array([pickle.dumps(_Touch(trace))], pa.large_binary())
+    values = ArrowPythonObjectType().wrap_array(blobs)
+    if where == "in a list":
+        values = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), values)
+    elif where == "in a dictionary":
+        values = pa.StructArray.from_arrays([values], ["x"])
+    pq.write_table(pa.table({"text": values, "label": ["a"]}), tmp_path / "x.parquet")
+    source = place(tmp_path / "x.parquet", "parquet")
+    with pytest.raises(CorpusError, match="column 'text' holds Python objects"):
+        rows_of(source)
+    assert not trace.exists()

@@ -17,10 +17,11 @@ from xdray.runs import Run
 from xdray.sources import Stream
 from xdray.targets import AnnotateTask, TargetStore, TargetView, hidden_part
 from xdray.task import Task
-from xdray.teacher import best_dtype, teacher_fingerprint
+from xdray.teacher import best_dtype
 from xdray.tokenised import Signal
 from xdray.tokens import fingerprint, load_tokenizer
 from xdray.watching import counted, run_name
+from xdray.weights import teacher_fingerprint
 
 
 @dataclass(frozen=True)

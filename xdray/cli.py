@@ -12,12 +12,14 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from xdray.config import Config
 from xdray.configfile import load_config
 from xdray.errors import XdrayError
+from xdray.redaction import redact, redacted
 from xdray.signals import leaving
+from xdray.weights import TRUSTS, trust_models
 from xdray.workspace import check_kept, workspace
 
 Result = dict[str, Any]
@@ -33,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
     else:
         args.overrides += rest  # overrides that stand behind an option
+    trust_models([its for its in TRUSTS if getattr(args, f"trust_{its}", False)])
     started = time.monotonic()
     with leaving():
         status = _run(args, started)
@@ -58,14 +61,14 @@ def _run(args: argparse.Namespace, started: float) -> int:
         message = "stopped by SIGTERM; the same command continues"
         return _failed(args, started, "Interrupted", message, SIGTERM_STATUS)
     except Exception as error:  # a fault of ours: all of it on stderr, and a last line still
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), file=sys.stderr, end="")
         return _failed(args, started, type(error).__name__, " ".join(str(error).split()), 1)
-    print(json.dumps({"job": args.verb, "status": "done", **result}))
+    print(json.dumps(redacted({"job": args.verb, "status": "done", **result})))
     return 0
 
 
 def _failed(args: argparse.Namespace, started: float, kind: str, message: str, status: int) -> int:
-    print(f"xdray {args.verb}: {message}", file=sys.stderr)
+    print(f"xdray {args.verb}: {redact(message)}", file=sys.stderr)
     line = {
         "job": args.verb,
         "status": "failed",
@@ -73,12 +76,19 @@ def _failed(args: argparse.Namespace, started: float, kind: str, message: str, s
         "seconds": round(time.monotonic() - started, 2),
         "error": {"kind": kind, "message": message},
     }
-    print(json.dumps(line))
+    print(json.dumps(redacted(line)))
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """Repeats no secret in a usage error."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redact(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="xdray", description="Distils Transformer encoders into small students, on Ray."
     )
     parser.set_defaults(run_dir=None)  # until the config says it
@@ -88,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(verbs)
     _add_suite(verbs)
     _add_predict(verbs)
+    _add_trust(verbs)
     _add_targets(verbs)
     _add_sample(verbs)
     for its in verbs.choices.values():
@@ -179,6 +190,20 @@ def _add_predict(verbs: Any) -> None:
     parser.set_defaults(run=_predict)
 
 
+def _add_trust(verbs: Any) -> None:
+    for parser in verbs.choices.values():
+        parser.add_argument(
+            "--trust-pickle",
+            action="store_true",
+            help="also load models whose weights are a pickle, which may run code",
+        )
+        parser.add_argument(
+            "--trust-remote-code",
+            action="store_true",
+            help="run the Python files that come with a model, as transformers does",
+        )
+
+
 def _add_targets(verbs: Any) -> None:
     about = "list, verify or delete target stores"
     parser = verbs.add_parser("targets", help=about, description=about)
@@ -218,7 +243,7 @@ def _with_plan(args: argparse.Namespace, work: Callable[[Config], Result]) -> Re
     if args.plan:
         from xdray.planning import make_plan, print_plan
 
-        plan = make_plan(config)
+        plan = redacted(make_plan(config))
         print_plan(plan)
         return {"plan": plan, "run_dir": config.run.folder}
     return work(config)
@@ -264,7 +289,7 @@ def _tune(args: argparse.Namespace) -> Result:
     from xdray.search_plan import make_search_plan, print_search_plan
 
     config = _config(args)
-    plan = make_search_plan(config)
+    plan = redacted(make_search_plan(config))
     print_search_plan(plan)
     return {"plan": plan, "run_dir": config.run.folder}
 
@@ -328,7 +353,7 @@ def _targets(args: argparse.Namespace) -> Result:
         found = delete_store(args.store, args.key)
     else:
         found = (list_stores if args.action == "list" else verify_stores)(args.store, args.key)
-    print(json.dumps(found, indent=1))
+    print(json.dumps(redacted(found), indent=1))
     return {"run_dir": None, "seconds": round(time.monotonic() - started, 2), "stores": found}
 
 

@@ -30,6 +30,7 @@ from xdray.sessions import Session as Session
 from xdray.signals import leave
 from xdray.storage import file_system, join
 from xdray.watching import Meters
+from xdray.weights import passed_on
 from xdray.workers import Ledger, PoolWorker, as_xdray_error, enter, last_line
 
 MAX_WINDOW = 20_000  # shards in one Ray Data job: the driver's memory, 1 ms each to hand over
@@ -143,7 +144,7 @@ class Cluster:
         """Set what Ray reads from the environment; return the rest of the arguments of its init."""
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
-        source, environment = Path(__file__).resolve().parents[1], {}
+        source, environment = Path(__file__).resolve().parents[1], passed_on()
         if source.name != "site-packages":  # a source tree, which workers would not find
             paths = [str(source), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
             environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))

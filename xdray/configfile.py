@@ -19,6 +19,7 @@ from ruamel.yaml.error import YAMLError
 from xdray.config import Config
 from xdray.config_data import Section
 from xdray.errors import ConfigError
+from xdray.redaction import redacted
 
 SHORT_FORMS = {"recipe": "name", "transfer": "sources"}
 """Sections that may be written as one value, and the key that it stands for."""
@@ -62,8 +63,8 @@ def with_fields(config: Config, fields: Mapping[str, Any]) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """Return the resolved config as YAML that `load_config` reads back equal."""
-    return to_yaml(config.model_dump(mode="json"))
+    """Return the resolved config as YAML that `load_config` reads back equal, secrets hidden."""
+    return to_yaml(redacted(config.model_dump(mode="json")))
 
 
 def to_yaml(values: Any) -> str:
@@ -77,8 +78,8 @@ def to_yaml(values: Any) -> str:
 
 
 def changed_fields(old: Config, new: Config) -> list[str]:
-    """Dotted names of the fields that differ, each with both values."""
-    before, after = dict(_flatten(old.model_dump())), dict(_flatten(new.model_dump()))
+    """Dotted names of the fields that differ, each with both values; secrets may differ."""
+    before, after = (dict(_flatten(redacted(its.model_dump()))) for its in (old, new))
     return [
         f"{key} (was {before.get(key)!r}, is {after.get(key)!r})"
         for key in [*after, *(before.keys() - after.keys())]

@@ -21,6 +21,7 @@ from xdray.errors import ConfigError, CorpusError
 from xdray.labels import LabelSet
 from xdray.places import TABLES, Place, Row, Span, expand, format_of
 from xdray.readers import read_rows
+from xdray.redaction import redact
 from xdray.sampling import Draw, share_out
 from xdray.sentences import (
     Sentence,
@@ -302,7 +303,7 @@ def _places_of(source: SourceConfig) -> Iterator[Place]:
             yield Place(name, "hub", *columns, language, subset, source.split, **more)
     for path in expand(source.path) if source.path is not None else []:
         kind = format_of(path) if source.format == "auto" else source.format
-        pure = PurePosixPath(path.partition("?")[0] if "://" in path else path)
+        pure = PurePosixPath(redact(path.partition("?")[0] if "://" in path else path))
         language = _language(source, {"stem": pure.stem, "parent": pure.parent.name})
         yield Place(path, kind, *columns, language, **more)
 

@@ -39,10 +39,11 @@ from xdray.stages import Stage, needed_layers
 from xdray.starts import prepare_start
 from xdray.storage import fingerprint
 from xdray.student import Student
-from xdray.teacher import best_dtype, default_device, model_folder
+from xdray.teacher import best_dtype, default_device
 from xdray.tokenised import Signal
 from xdray.tokens import fingerprint as tokenizer_fingerprint
 from xdray.tokens import load_tokenizer
+from xdray.weights import model_folder
 
 Report = dict[str, Any]
 

@@ -16,8 +16,8 @@ from xdray.errors import ConfigError
 from xdray.learner import Learner, logits_of, model_inputs, quiet_transformers
 from xdray.stage_files import load_last
 from xdray.task import Task
-from xdray.teacher import model_folder
 from xdray.tokens import load_tokenizer
+from xdray.weights import loading, model_folder, trusted
 
 
 class TeacherLearner(Learner):
@@ -42,14 +42,15 @@ class TeacherLearner(Learner):
         try:
             with quiet_transformers():
                 if fresh:
-                    shape = AutoConfig.from_pretrained(folder, **names)
-                    model = model_class.from_config(shape)
+                    code = {"trust_remote_code": trusted("remote_code")}
+                    shape = AutoConfig.from_pretrained(folder, **code, **names)
+                    model = model_class.from_config(shape, **code)
                 else:
                     model = model_class.from_pretrained(
                         folder,
                         **names,
                         dtype=torch.float32,
-                        use_safetensors=True,
+                        **loading(),
                         ignore_mismatched_sizes=True,  # the head of another label set
                     )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -70,12 +70,7 @@ def absolute_model(name: str) -> str:
 def read_header(name: str) -> ModelHeader:
     """Read the config.json of a model. Raises ConfigError for a folder that is no model."""
     path = _config_file(name)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a model's config.json: {error}") from error
-    if not isinstance(values, dict) or "model_type" not in values:
-        raise ConfigError(f"{path}: has no model_type, expected a transformers model")
+    values = config_values(path)
     width = _first(values, path, "hidden_size", "dim", "d_model")
     labels: dict[str, str] = values.get("id2label") or {}
     return ModelHeader(
@@ -89,6 +84,17 @@ def read_header(name: str) -> ModelHeader:
         max_positions=_positions(values),
         tags=tuple(labels[key] for key in sorted(labels, key=int)),
     )
+
+
+def config_values(path: Path) -> dict[str, Any]:
+    """Values of a model's config.json. Raises ConfigError."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a model's config.json: {error}") from error
+    if not isinstance(values, dict) or "model_type" not in values:
+        raise ConfigError(f"{path}: has no model_type, expected a transformers model")
+    return values
 
 
 def _positions(values: dict[str, Any]) -> int | None:

@@ -208,7 +208,8 @@ def transfer_sources(lesson: Lesson, ranks: int) -> list[Source]:
     """The transfer text: one source for all ranks, or of a stream one for each; or none."""
     if lesson.view is None:
         return []
-    targets, view = lesson.config.targets, TargetView.load(lesson.view)
+    targets = lesson.config.targets
+    view = TargetView.load(lesson.view, targets.store)
     if lesson.stream is None:
         return [StoredSource(view, targets.codec, lesson.task, lesson.config.tokens.pieces)]
     return [StreamedSource(lesson.stream, view, lesson.task, rank, ranks) for rank in range(ranks)]

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from xdray.errors import TargetsError
 from xdray.hidden import Hidden, directions_of, value_type
+from xdray.places import object_columns
 from xdray.storage import join, open_input, write_bytes_atomic
 from xdray.tokenised import Signal
 
@@ -214,6 +215,8 @@ class PartFile:
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(str(error)) from error
+        if names := object_columns(file.schema_arrow):
+            raise self._damaged(f"its column '{names[0]}' holds Python objects")
         rows = file.metadata.num_rows
         expected = {**self._identity(), "rows": rows if self.rows is None else self.rows}
         found = {name: footer.get(name) for name in expected}

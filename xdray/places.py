@@ -146,6 +146,22 @@ def open_place(path: str) -> pa.NativeFile:
     return system.open_input_file(name)
 
 
+def object_columns(schema: pa.Schema) -> list[str]:
+    """Names of the columns with an extension type that Python code reads.
+
+    Ray Data registers one that unpickles: whoever wrote the file would run what he likes here.
+    """
+    return [field.name for field in schema if _is_object(field.type)]
+
+
+def _is_object(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.ExtensionType):  # pyarrow's own (JSON, UUID) are not of this class
+        return True
+    if isinstance(kind, pa.DictionaryType | pa.RunEndEncodedType):
+        return _is_object(kind.value_type)
+    return any(_is_object(kind.field(position).type) for position in range(kind.num_fields))
+
+
 def _glob(system: pafs.FileSystem, info: pafs.FileInfo, patterns: list[str]) -> Iterator[str]:
     """Yield the files at or below `info` that match; "**" is any number of folders."""
     if not patterns and info.is_file:

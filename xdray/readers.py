@@ -16,7 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xdray.errors import CorpusError
-from xdray.places import BLOCK_BYTES, Place, Row, Span, lines, open_place, reading
+from xdray.places import (
+    BLOCK_BYTES,
+    Place,
+    Row,
+    Span,
+    lines,
+    object_columns,
+    open_place,
+    reading,
+)
 from xdray.sentences import Content, TextPair, text_of
 from xdray.windows import Windows
 
@@ -227,6 +236,11 @@ def _hub_dataset(place: Place) -> Any:
 def _table_rows(
     place: Place, table: pa.RecordBatch, start: int, columns: _Columns, gold: str
 ) -> Iterator[Row]:
+    if names := object_columns(table.schema):
+        raise CorpusError(
+            f"{place}: column '{names[0]}' holds Python objects, which may run code when they are "
+            "read, expected Arrow's own types; write text as strings"
+        )
     with reading(f"{place}: rows {start + 1} to {start + len(table)}"):  # bad UTF-8 shows here
         records = table.to_pylist()
     for row, record in enumerate(records, start):

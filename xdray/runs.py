@@ -12,6 +12,7 @@ from xdray.configfile import changed_fields, dump_config, load_config
 from xdray.console import Console
 from xdray.errors import ConfigError
 from xdray.mirror import STATE, Mirror, working_folder
+from xdray.redaction import redacted
 from xdray.storage import delete_tree, join, write_bytes_atomic
 
 HOW_NOT_WHAT = (
@@ -61,8 +62,8 @@ class Run:
         return self.folder.joinpath(*names)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a file whole or not at all; it says that something is done, so all is sent."""
-        write_bytes_atomic(str(self.path(name)), json.dumps(value, indent=1).encode())
+        """Write a file whole or not at all, without the secrets of URIs, and send what is new."""
+        write_bytes_atomic(str(self.path(name)), json.dumps(redacted(value), indent=1).encode())
         self.send()
 
     def read_json(self, name: str) -> Any:

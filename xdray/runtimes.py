@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from xdray.errors import ConfigError, ExportError
 from xdray.saving import load_student
+from xdray.weights import trusted
 
 GRAPHS = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_qint8.onnx"}
 """Files beside a model's weights, named as sentence-transformers names them."""
@@ -33,7 +34,9 @@ class OnnxModel:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self.config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        self.config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trusted("remote_code")
+        )
         try:
             self.session = runtime.InferenceSession(
                 str(graph), options, providers=["CPUExecutionProvider"]

@@ -18,6 +18,7 @@ from xdray.saving import load_student
 from xdray.sessions import LocalSession
 from xdray.storage import join
 from xdray.tokens import load_tokenizer
+from xdray.weights import trusted
 
 
 class SplitScorer:
@@ -31,7 +32,9 @@ class SplitScorer:
         if not task.labels:
             task = with_labels(task, LabelSet(names))
         self.mapping = task.labels.mapping_from(names, folder) if task.named_labels else None
-        saved = AutoConfig.from_pretrained(resolve_model(folder), local_files_only=True)
+        saved = AutoConfig.from_pretrained(
+            resolve_model(folder), local_files_only=True, trust_remote_code=trusted("remote_code")
+        )
         self.task = task.as_saved(saved.to_dict())
         self._config, self._tokenizer = config, load_tokenizer(folder)
         self.scorer = self._scorer_of(split)

@@ -19,7 +19,7 @@ from xdray.assessment import teacher_scores
 from xdray.checks import check_plan, check_student
 from xdray.cluster import Cluster, fit_on_workers, plan_resources
 from xdray.config import Config
-from xdray.configfile import load_config, with_fields
+from xdray.configfile import changed_fields, load_config, with_fields
 from xdray.distillation import annotate_all, distill, make_teacher, settled
 from xdray.errors import ConfigError
 from xdray.fronts import pareto_front
@@ -141,7 +141,7 @@ def distill_best(run: Run, course: Course, teacher: str, best: Mapping[str, Any]
     sections = {name: getattr(config, name).model_copy(update=its) for name, its in update.items()}
     config = config.model_copy(update={"search": None, **sections})
     saved = folder / "config.yaml"
-    other = saved.is_file() and load_config(str(saved)) != config
+    other = saved.is_file() and bool(changed_fields(load_config(str(saved)), config))
     other |= run.read_json("best.json") not in (None, {"course": course.key})
     run.write_json("best.json", {"course": course.key})
     run.console.say(f"best: {shown(best['fields'])}; made a run in {folder}")

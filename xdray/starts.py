@@ -22,9 +22,10 @@ from xdray.reading import own_tokenizer
 from xdray.storage import fingerprint, write_bytes_atomic
 from xdray.targets import TargetView
 from xdray.task import Task
-from xdray.teacher import embedding_table, model_folder
+from xdray.teacher import embedding_table
 from xdray.tokens import load_tokenizer
 from xdray.vocabulary import prune_tokenizer
+from xdray.weights import model_folder
 
 
 def prepare_start(

@@ -32,9 +32,12 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def local_path(uri: str) -> Path | None:
-    """Return the local path that `uri` names, None where it is on another file system."""
+    """Return the local path that `uri` names, None where it is on another file system.
+
+    The options of a file:// URI mean nothing.
+    """
     if uri.startswith("file://"):
-        return Path(unquote(uri.removeprefix("file://")))
+        return Path(unquote(uri.removeprefix("file://").partition("?")[0]))
     return None if _SCHEME.match(uri) else Path(uri)
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from xdray.corpus import Shard
 from xdray.errors import TargetsError, XdrayError
 from xdray.parts import LOGITS, TEXT, PartFile, hidden_part, signal_and_codec
+from xdray.redaction import redacted
 from xdray.storage import (
     absolute,
     delete_tree,
@@ -161,21 +162,24 @@ class TargetView:
         return fingerprint([self.key, self.shard_ids])
 
     def save(self, folder: str | Path) -> None:
-        """Write it into a folder, targets.json last."""
+        """Write it into a folder, targets.json last; without the secrets of the store's URI."""
         flat = np.concatenate([np.empty(0, np.uint16), *self.lengths])
         sink = pa.BufferOutputStream()
         np.save(sink, flat)
         write_bytes_atomic(join(str(folder), "lengths.npy"), sink.getvalue())
         saved = {name: getattr(self, name) for name in _SAVED}
         rows = [len(lengths) for lengths in self.lengths]
-        write_json(join(str(folder), "targets.json"), {**saved, "rows": rows})
+        write_json(join(str(folder), "targets.json"), redacted({**saved, "rows": rows}))
 
     @classmethod
-    def load(cls, folder: str | Path) -> "TargetView":
-        """Read what `save` wrote; the lengths stay on disk. Raises TargetsError."""
+    def load(cls, folder: str | Path, store_uri: str) -> "TargetView":
+        """Read what `save` wrote; the lengths stay on disk. Raises TargetsError.
+
+        store_uri: as the config names it, whatever the file says of a place.
+        """
         path = Path(folder) / "targets.json"
         try:
-            saved = read_json(str(path))
+            saved = {**read_json(str(path)), "store_uri": absolute(store_uri)}
             flat = np.load(path.with_name("lengths.npy"), mmap_mode="r")
             rows = saved.pop("rows")
             if sum(rows) != len(flat):

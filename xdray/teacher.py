@@ -8,7 +8,6 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,16 +18,14 @@ from transformers import PreTrainedModel
 
 from xdray.encoders import captured_qkv
 from xdray.errors import ClusterError, ConfigError
-from xdray.header import resolve_model
 from xdray.learner import logits_of, model_inputs, quiet_transformers
-from xdray.storage import fingerprint_files
 from xdray.task import Task
 from xdray.tokenised import Signal, layer_of
+from xdray.weights import loading, model_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FASTER = 1.3
 """bfloat16 is taken where it is so many times faster: below, a second look could say otherwise."""
-WEIGHTS = "*.safetensors"
 
 
 @dataclass
@@ -131,7 +128,7 @@ def load_teacher(model: str, task: Task, dtype: torch.dtype, device: str = "cpu"
     """Load a model fine-tuned for a task from a folder, a Hub name or "package:NAME/FOLDER".
 
     Logits come in the order of the task's labels. Raises ConfigError for a folder that is no such
-    model, weights other than safetensors, and another label set. device "auto": its layers laid
+    model, weights that may not be loaded, and another label set. device "auto": its layers laid
     over all GPUs that this process sees.
     """
     folder = model_folder(model)
@@ -140,7 +137,7 @@ def load_teacher(model: str, task: Task, dtype: torch.dtype, device: str = "cpu"
             loaded, report = getattr(transformers, task.model_class).from_pretrained(
                 folder,
                 dtype=dtype,
-                use_safetensors=True,
+                **loading(),
                 output_loading_info=True,
                 device_map="auto" if device == "auto" else None,
             )
@@ -185,42 +182,6 @@ def header_of(model: PreTrainedModel) -> list[str]:
     """Names of a loaded model's labels in the order of its ids."""
     names: Any = model.config.id2label
     return [names[index] for index in range(len(names))]
-
-
-def model_folder(model: str, weights: bool = True) -> Path:
-    """Local folder of a model, fetched where it is on the Hub. Raises ConfigError.
-
-    weights: whether it must hold some; else config.json and a tokenizer are enough.
-    """
-    folder = Path(resolve_model(model))
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        patterns = ["*.json", WEIGHTS, "*.txt", "*.model"]
-        try:
-            folder = Path(snapshot_download(model, allow_patterns=patterns))
-        except Exception as error:  # the Hub's client raises a dozen kinds
-            raise ConfigError(
-                f"{model}: no such folder, and the Hub did not give it ({type(error).__name__}: "
-                f"{error}); check the name, the network, or HF_HUB_OFFLINE"
-            ) from error
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{model}: a folder that is no model: it holds no config.json")
-    if weights and not any(folder.glob(WEIGHTS)):
-        others = sorted(path.name for path in folder.glob("*.bin"))
-        found = f"its weights are {others[0]}, a pickle" if others else "it holds no weights"
-        raise ConfigError(
-            f"{model}: {found}, expected model.safetensors; load the model once with transformers "
-            "and save it with save_pretrained"
-        )
-    return folder
-
-
-def teacher_fingerprint(model: str) -> str:
-    """32 hex characters that change with the teacher's config.json and with its weights."""
-    folder = model_folder(model)
-    weights = sorted(path.name for path in folder.glob(WEIGHTS))
-    return fingerprint_files(str(folder), ["config.json", *weights])
 
 
 def embedding_table(model: str, task: Task) -> Tensor:

@@ -21,6 +21,7 @@ from xdray.learner import logits_of
 from xdray.learning import Lesson, learn, lesson_base
 from xdray.mirror import Mirror
 from xdray.recipes import plan_stages
+from xdray.redaction import redact
 from xdray.sessions import LocalSession, Session
 from xdray.space import Fields, trial_config, trial_id
 from xdray.starts import start_fields
@@ -209,7 +210,7 @@ def run_trial(
             "steps": sum(row["steps"] for row in rows),
         }
     except Exception as error:
-        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        message = redact(f"{type(error).__name__}: {' '.join(str(error).split())}")
         end = {"status": "failed", "score": None, "error": message}
     end["seconds"] = round(time.monotonic() - started, 2)
     trial = write_trial(folder, fields, end)

@@ -4,12 +4,14 @@ import ctypes
 import functools
 import os
 import pickle
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xdray.errors import ClusterError, XdrayError
+from xdray.redaction import redact
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,7 +88,7 @@ class PoolWorker:
         try:
             receipt = self._worker()(item)
         except Exception as error:
-            traceback.print_exc()  # into the actor's log
+            sys.stderr.write(redact(traceback.format_exc()))  # into the actor's log
             return as_xdray_error(error, f"{self._name}, shard {item}", self._logs)
         self._count_end(index)
         return {**receipt, "index": index, "tries": tries}
