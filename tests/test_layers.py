@@ -24,6 +24,7 @@ ROWS = (
         "agreement",
         "tokenised",
         "wordpieces",
+        "strict_json",
     ),
     (
         "config_cluster",
@@ -51,6 +52,7 @@ ROWS = (
         "fronts",
         "graphs",
     ),
+    ("squad",),
     (
         "configfile",
         "readers",

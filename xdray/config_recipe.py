@@ -112,8 +112,8 @@ class StageSettings(Section):
 class StageConfig(StageSettings):
     """One stage of a recipe written out."""
 
-    name: str
-    """Of the stage, its folder and its row in the report."""
+    name: str = Field(pattern=r"^[^/\x00-\x1f]{1,100}$")
+    """Of the stage, its folder (so it holds no slash) and its row in the report."""
     terms: list[TermConfig] = Field(min_length=1)
     """What is minimised: the weighted sum of the terms' means."""
     unfreeze: bool = False
