@@ -6,13 +6,18 @@ simpler reader finds the same in it.
 
 import io
 import json
+import logging
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import config as datasets_config
 from fuzzing import changes, damaged, fuzzed, nest, outcome, spoiled, texts, words, written
 from hypothesis import given, reject
 from hypothesis import strategies as st
@@ -29,6 +34,16 @@ TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
 
 pytestmark = pytest.mark.usefixtures("nothing_is_printed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet_datasets() -> Iterator[None]:
+    """`datasets` draws a bar, and logs each file that it cannot read."""
+    datasets.disable_progress_bars()
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
+    yield
+    logging.getLogger("datasets").setLevel(logging.NOTSET)
+    datasets.enable_progress_bars()
 
 
 def task_of(kind: str, scheme: str = "IOB2", **values: Any) -> Task:
@@ -472,3 +487,49 @@ def test_squad(tmp_path, data, spoil, done):
     assert found or done or spoil
     if found and not (done or spoil):
         check_example(found, example)
+
+
+# folders that `datasets` loads
+
+HUB_HEADS = (
+    None,
+    "x: 1",
+    "[",
+    "x: !!python/object/apply:os.mkdir [CANARY]",
+    "dataset_info: {features: 3}",
+    "configs: [{config_name: default, data_files: ../../x}]",
+)
+
+
+@fuzzed
+@given(
+    rows=tagged(),
+    ending=st.sampled_from(["parquet", "jsonl"]),
+    head=st.sampled_from(HUB_HEADS),
+    done=changes,
+)
+def test_hub_folder(tmp_path_factory, rows, ending, head, done):
+    folder = tmp_path_factory.mktemp("hub")
+    records = [{"tokens": w, "ner_tags": t} for w, t in rows]
+    whole = "".join(json.dumps(its) + "\n" for its in records).encode()
+    if ending == "parquet":
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(records), sink, row_group_size=2)
+        whole = sink.getvalue()
+    (folder / "set").mkdir()
+    path = folder / "set" / f"train.{ending}"
+    path.write_bytes(damaged(whole, done))
+    if head is not None:
+        text = head.replace("CANARY", str(folder / "canary"))
+        (folder / "set" / "README.md").write_text(f"---\n{text}\n---\n")
+    task = task_of("tagging", labels=TAGS)
+    source = SourceConfig(hub=str(path.parent), split="train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets_config, "HF_DATASETS_CACHE", folder / "cache")
+        names = (str(path.parent), "data.train")
+        found = outcome("hub folder", names, lambda: task.read([source], "train"))
+    assert not (folder / "canary").exists()
+    assert found or done or head not in {None, "x: 1"}
+    if found and not done:
+        check_tagged(found, rows)
+    shutil.rmtree(folder)

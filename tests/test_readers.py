@@ -244,6 +244,21 @@ def test_hub_data_set_without_the_split_or_at_all_is_refused(tmp_path, monkeypat
         rows_of(place(tmp_path / "empty", "hub", split="train"))
 
 
+@pytest.mark.parametrize(
+    "head", ["[", "x: !!python/object/apply:os.mkdir [CANARY]", "dataset_info: {features: 3}"]
+)
+def test_a_hub_data_set_with_a_damaged_card_is_refused_and_runs_nothing(
+    tmp_path, monkeypatch, head
+):
+    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    write_features(tmp_path / "wiki")
+    card = head.replace("CANARY", str(tmp_path / "canary"))
+    (tmp_path / "wiki" / "README.md").write_text(f"---\n{card}\n---\n")
+    with pytest.raises(CorpusError, match="wiki:train: cannot be read: `datasets` says: "):
+        rows_of(place(tmp_path / "wiki", "hub", split="train"))
+    assert not (tmp_path / "canary").exists()
+
+
 def test_class_names_are_found_in_the_older_way_to_write_a_list_of_labels(tmp_path):
     for feature in ([{"names": TAGS, "_type": "ClassLabel"}], {"feature": {"names": TAGS}}):
         described = json.dumps({"info": {"features": {"ner_tags": feature}}})

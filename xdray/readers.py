@@ -230,13 +230,12 @@ def _hub_rows(span: Span, gold: str) -> Iterator[Row]:
 def _hub_dataset(place: Place) -> Any:
     """Load a data set of the Hub, or a local folder, as `datasets` keeps it: mapped from disk."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
 
     with reading(place):
         try:
             return load_dataset(place.path, place.subset, split=place.split)
-        except DatasetsError as error:
-            raise ValueError(f"`datasets` says: {error}") from error
+        except Exception as error:  # it raises a dozen kinds over a damaged folder
+            raise ValueError(f"`datasets` says: {type(error).__name__}: {error}") from error
 
 
 def _table_rows(
