@@ -271,10 +271,17 @@ def read_example(reader: str, example: Example, path: Path, **columns: Any) -> L
     return outcome(reader, (path.name, "data.train"), lambda: task.read([source], "train"))
 
 
-def contents_of(found: Labelled) -> list[Any]:
-    """What was read, windows of a context once."""
-    once = {getattr(its.gold, "question", row): its for row, its in enumerate(found.sentences)}
-    return [its.content for its in once.values()]
+def expected_contents(example: Example) -> list[Any]:
+    """What was written, as it must come back."""
+    pair = example.columns.get("pair")
+    return [
+        tuple(row["tokens"])
+        if "tokens" in row
+        else TextPair(row["text"], row[pair])
+        if pair
+        else row["text"]
+        for row in example.rows
+    ]
 
 
 def check_example(found: Labelled, example: Example) -> None:
@@ -286,15 +293,7 @@ def check_example(found: Labelled, example: Example) -> None:
             context = {row["pair"] for row in example.rows if row["text"] == its.content.first}
             assert any(c[its.gold.offset :].startswith(its.content.second) for c in context)
         return
-    pair = example.columns.get("pair")
-    expected = [
-        tuple(row["tokens"])
-        if "tokens" in row
-        else TextPair(row["text"], row[pair])
-        if pair
-        else row["text"]
-        for row in example.rows
-    ]
+    expected = expected_contents(example)
     assert [its.content for its in found.sentences] == expected
     assert [its.gold for its in found.sentences] == example.gold
     assert found.counts["sentences"] == len(expected)
@@ -487,6 +486,44 @@ def test_squad(tmp_path, data, spoil, done):
     assert found or done or spoil
     if found and not (done or spoil):
         check_example(found, example)
+
+
+# what predict and the teacher read: any format, labels left aside
+
+
+def _unlabelled(example: Example, kind: str) -> bytes:
+    rows = [{name: its for name, its in row.items() if name != "label"} for row in example.rows]
+    if kind == "parquet":
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=2)
+        return sink.getvalue()
+    if kind == "jsonl":
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if kind == "table":
+        lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+        return "".join("\t".join(line) + "\n" for line in lines).encode()
+    between, end = (" ", "\n") if kind == "tsv" else ("\n", "\n\n")
+    return "".join(between.join(row["tokens"]) + end for row in rows).encode()
+
+
+@fuzzed
+@given(example=examples(), first=st.booleans(), done=changes)
+def test_predict_inputs(tmp_path, example, first, done):
+    kinds = ("conll", "tsv") if example.kind == "tagging" else ("table", "table")
+    kind = ("jsonl", "parquet")[first] if len(example.rows) % 2 else kinds[first]
+    data = damaged(_unlabelled(example, kind), done)
+    with written(tmp_path, kind, data) as path:
+        names = (path.name, "data.transfer")
+        columns = {**example.columns, "format": kind}
+        found = outcome("predict inputs", names, lambda: transfer(path, **columns))
+    assert found or done
+    if found:
+        contents, counts = found
+        assert (
+            counts["read"] == len(contents) + counts["empty"] == counts["taken"] + counts["empty"]
+        )
+        if not done:
+            assert contents == expected_contents(example)
 
 
 # folders that `datasets` loads

@@ -16,7 +16,7 @@ def parse_json(text: str | bytes) -> Any:
     if isinstance(text, bytes):
         text = str(text, "utf-8-sig")
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        value = _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError(_too_deep()) from error
     if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
@@ -33,6 +33,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"key {twice!r:.60} twice in one object")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # `json.loads` makes one each time
 
 
 def _is_deep(value: Any) -> bool:
