@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import fuzzing
 import pytest
 
 from xdray.config import Config, TaskConfig
@@ -52,6 +53,20 @@ def tagging_task(labels: LabelSet | None = None, **settings: Any) -> Task:
 
 MakeTeacher = Callable[..., Path]
 MakeConfig = Callable[..., Config]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print how many inputs of each fuzzed reader were accepted and refused."""
+    for reader, its in sorted(fuzzing.COUNTS.items()):
+        counts = f"accepted {its['accepted']:7,} refused {its['refused']:7,}"
+        terminalreporter.write_line(f"fuzzed {reader:20} {counts}")
+
+
+@pytest.fixture
+def nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Fail where a test, or a library that it calls, prints anything."""
+    yield
+    assert tuple(capfd.readouterr()) == ("", "")
 
 
 @pytest.fixture(scope="session")

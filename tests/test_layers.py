@@ -27,6 +27,7 @@ ROWS = (
         "wordpieces",
         "exchange",
         "signals",
+        "strict_json",
     ),
     (
         "config_cluster",
@@ -54,7 +55,7 @@ ROWS = (
         "fronts",
         "graphs",
     ),
-    ("mirror",),
+    ("mirror", "squad"),
     (
         "header",
         "weights",

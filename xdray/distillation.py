@@ -52,7 +52,7 @@ def distill(config: Config, *, fresh: bool = False) -> Report:
     """Text in, small model out; finished steps are skipped, a finished run is found done."""
     started = time.monotonic()
     with open_run(config, fresh) as run, Cluster(config.cluster) as cluster:
-        report = run.read_json("report.json")
+        report = run.read_json("report.json", "status", "stages", "evaluation")
         if report is not None:
             run.console.say(f"{run.place}: this run is done; --fresh does it again")
             return report
@@ -94,7 +94,7 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
     settings = config.teacher.finetune.model_dump(mode="json")
     base = {"finetune": settings, "data": corpus.fingerprint, "seed": config.run.seed}
     key = fingerprint(base)
-    if folder.is_dir() and (run.read_json("teacher.json") or {}).get("key") == key:
+    if folder.is_dir() and (run.read_json("teacher.json", "key") or {}).get("key") == key:
         run.console.say(f"teacher: fine-tuned before, taken from {run.named('teacher')}")
         return run.named("teacher")
     lesson = Lesson(

@@ -10,10 +10,10 @@ from typing import Any
 from xdray.config import Config
 from xdray.configfile import changed_fields, dump_config, load_config
 from xdray.console import Console
-from xdray.errors import ConfigError
+from xdray.errors import ConfigError, XdrayError
 from xdray.mirror import STATE, Mirror, working_folder
 from xdray.redaction import redacted
-from xdray.storage import delete_tree, join, write_bytes_atomic
+from xdray.storage import delete_tree, join, read_object, write_bytes_atomic
 
 HOW_NOT_WHAT = (
     "cluster.",
@@ -66,10 +66,10 @@ class Run:
         write_bytes_atomic(str(self.path(name)), json.dumps(redacted(value), indent=1).encode())
         self.send()
 
-    def read_json(self, name: str) -> Any:
-        """Read a file, None if it is not there."""
+    def read_json(self, name: str, *keys: str) -> dict[str, Any] | None:
+        """Read a file of an object with these keys, None if it is not there. Raises XdrayError."""
         path = self.path(name)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_object(str(path), *keys) if path.is_file() else None
 
     def remembered(self, name: str, work: Callable[[], str]) -> str:
         """Return what `work` returned in the first call of a run, also when it is resumed."""
@@ -77,6 +77,11 @@ class Run:
         if name not in known:
             known[name] = work()
             self.write_json("remembered.json", known)
+        if not isinstance(known[name], str):
+            raise XdrayError(
+                f"{self.path('remembered.json')}: {name} is {known[name]!r:.60}, expected text; "
+                "correct it, or give --fresh"
+            )
         return known[name]
 
 

@@ -19,7 +19,7 @@ from xdray.encoders import cut_encoder, set_embeddings, spaced_layers, token_tab
 from xdray.header import read_header
 from xdray.learner import quiet_transformers
 from xdray.reading import own_tokenizer
-from xdray.storage import fingerprint, write_bytes_atomic
+from xdray.storage import fingerprint, read_object, write_bytes_atomic
 from xdray.targets import TargetView
 from xdray.task import Task
 from xdray.teacher import embedding_table
@@ -51,7 +51,7 @@ def prepare_start(
         ]
     )
     done = folder / "start.json"  # written last
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8"))["key"] == key:
+    if done.is_file() and read_object(str(done), "key")["key"] == key:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     own = own_tokenizer(config, teacher)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from xdray.errors import ClusterError, XdrayError
+from xdray.strict_json import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -176,11 +177,22 @@ def write_json(uri: str, value: Any) -> None:
 def read_json(uri: str) -> Any:
     """Read what `write_json` wrote. Raises FileNotFoundError; XdrayError where it is not JSON."""
     try:
-        return json.loads(read_bytes(uri))
+        return parse_json(read_bytes(uri))
     except ValueError as error:
         raise XdrayError(
             f"{uri}: damaged, not JSON ({error}); delete it and run the same command again"
         ) from error
+
+
+def read_object(uri: str, *keys: str) -> dict[str, Any]:
+    """Read an object that has these keys, as `read_json` does. Raises XdrayError for another."""
+    found = read_json(uri)
+    if not isinstance(found, dict) or not set(keys) <= found.keys():
+        raise XdrayError(
+            f"{uri}: damaged, holds {found!r:.60}, expected an object with {', '.join(keys)}; "
+            "delete it and run the same command again"
+        )
+    return found
 
 
 def delete_tree(uri: str) -> None:

@@ -29,7 +29,7 @@ from xdray.recipes import finetune_stage
 from xdray.resources import pool_plan
 from xdray.sessions import LocalSession
 from xdray.stage_files import load_last
-from xdray.storage import fingerprint, write_bytes_atomic
+from xdray.storage import fingerprint, read_object, write_bytes_atomic
 from xdray.teacher import best_dtype
 from xdray.tokens import fingerprint as tokenizer_fingerprint
 from xdray.tokens import load_tokenizer
@@ -235,7 +235,7 @@ def _known(cell: Cell) -> dict[str, Any] | None:
     path = Path(cell.folder) / "cell.json"
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_object(str(path), "key")
     return found if found["key"] == cell.key else None
 
 

@@ -17,10 +17,11 @@ from xdray.errors import ConfigError
 from xdray.learning import start_student
 from xdray.proposals import Proposer, make_proposer
 from xdray.space import Fields, Space, trial_id
-from xdray.storage import write_bytes_atomic
+from xdray.storage import read_object, write_bytes_atomic
 from xdray.tokens import load_tokenizer
 from xdray.trials import (
     ENDED,
+    OF_A_TRIAL,
     Course,
     begin_trial,
     objectives_of,
@@ -50,7 +51,7 @@ class TrialPool:
         self._excluded: set[str] = set()
         self._costs_path = folder / "costs.json"
         self._costs: dict[str, Any] = (
-            json.loads(self._costs_path.read_text("utf-8")) if self._costs_path.is_file() else {}
+            read_object(str(self._costs_path)) if self._costs_path.is_file() else {}
         )
         self._running: dict[str, Fields] = {}
         known = read_trials(course)
@@ -158,7 +159,7 @@ class TrialPool:
         """Note the end of a trial. result: Tune's last, None where its process died."""
         folder = self.course.folder(fields)
         self.course.fetch(fields)
-        trial = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
+        trial = read_object(str(folder / "trial.json"), *OF_A_TRIAL)
         if trial["status"] not in ENDED:
             more: dict[str, Any] = {"status": "failed", "score": None, "error": "its process died"}
             if result and "score" in result:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from xdray.config import Config
-from xdray.errors import TrainingError
+from xdray.errors import TrainingError, XdrayError
 from xdray.evaluation import measure_latency, num_parameters
 from xdray.learner import logits_of
 from xdray.learning import Lesson, learn, lesson_base
@@ -25,7 +25,8 @@ from xdray.redaction import redact
 from xdray.sessions import LocalSession, Session
 from xdray.space import Fields, trial_config, trial_id
 from xdray.starts import start_fields
-from xdray.storage import fingerprint, write_bytes_atomic
+from xdray.storage import fingerprint, read_object, write_bytes_atomic
+from xdray.strict_json import parse_json
 from xdray.student import Student
 from xdray.task import Task
 
@@ -222,7 +223,7 @@ def write_trial(folder: Path, fields: Fields, more: Mapping[str, Any]) -> dict[s
     """Write trial.json, what it said before kept; returns all of it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "trial.json"
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    old = read_object(str(path)) if path.is_file() else {}
     trial = {**old, "id": folder.name, "fields": fields, **more}
     write_bytes_atomic(str(path), json.dumps(trial, indent=1).encode())
     return trial
@@ -238,6 +239,10 @@ def begin_trial(course: Course, fields: Fields, number: int, costs: Mapping[str,
     course.send(fields)
 
 
+OF_A_TRIAL = ("number", "status", "course", "id", "fields")
+"""What a trial.json holds at least."""
+
+
 def read_trials(course: Course) -> list[dict[str, Any]]:
     """Return all trials of a search, with their `reports`, in the order of their starts."""
     return [
@@ -249,13 +254,23 @@ def all_trials(folder: str | Path) -> list[dict[str, Any]]:
     """Return the trials under a search's folder, whatever text they learnt from."""
     trials: list[dict[str, Any]] = []
     for path in Path(folder).glob("trials/*/trial.json"):
-        trial = json.loads(path.read_text(encoding="utf-8"))
+        trial = read_object(str(path), *OF_A_TRIAL)
         reports = path.with_name("reports.jsonl")
-        text = reports.read_text(encoding="utf-8") if reports.is_file() else ""
-        told = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        last = {line["done"]: line for line in told}  # a resumed trial tells some epochs twice
+        last = _last_reports(reports) if reports.is_file() else {}
         trials.append({**trial, "reports": [last[done] for done in sorted(last)]})
     return sorted(trials, key=lambda trial: trial["number"])
+
+
+def _last_reports(path: Path) -> dict[float, dict[str, Any]]:
+    """Share done to what was reported there; a resumed trial tells some epochs twice."""
+    whole = path.read_bytes().rpartition(b"\n")[0]  # what follows was being written
+    try:
+        told = [parse_json(line) for line in whole.splitlines()]
+        return {line["done"]: line for line in told}
+    except (ValueError, TypeError, KeyError) as error:
+        raise XdrayError(
+            f"{path}: damaged ({error!s:.300}); delete {path.parent} and run the same command again"
+        ) from error
 
 
 def objectives_of(trial: Mapping[str, Any], objectives: Sequence[str]) -> list[float]:
