@@ -26,6 +26,7 @@ ROWS = (
         "wordpieces",
     ),
     (
+        "remote",
         "config_cluster",
         "config_recipe",
         "config_search",

@@ -6,7 +6,6 @@ folder; object stores, which show an object only once it is whole, get one put. 
 named ".NAME.N.tmp", never listed, and removed by the next writer of NAME.
 """
 
-import errno
 import fcntl
 import hashlib
 import itertools
@@ -15,19 +14,17 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from xdray.errors import ClusterError, XdrayError
+from xdray.remote import FULL, RemoteFile, delete, file_info, file_system, folder_infos, put
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyarrow.fs import FileInfo, FileSystem
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def local_path(uri: str) -> Path | None:
@@ -54,7 +51,7 @@ def exists(uri: str) -> bool:
     """Whether a file or a folder is there."""
     if (path := local_path(uri)) is not None:
         return path.exists()
-    info = _info(uri)
+    info = file_info(uri)
     return info.is_file or info.type.name == "Directory"
 
 
@@ -63,11 +60,7 @@ def list_folder(uri: str) -> list[str]:
     if (path := local_path(uri)) is not None:
         names = (entry.name for entry in path.iterdir()) if path.is_dir() else ()
         return sorted(name for name in names if not is_temporary(name))
-    from pyarrow.fs import FileSelector
-
-    system, inner = _remote(uri)
-    infos = system.get_file_info(FileSelector(inner, allow_not_found=True))
-    return sorted(info.base_name for info in infos)
+    return sorted(info.base_name for info in folder_infos(uri, recursive=False))
 
 
 def file_sizes(uri: str) -> dict[str, int]:
@@ -79,11 +72,8 @@ def file_sizes(uri: str) -> dict[str, int]:
         files = (entry for entry in path.rglob("*") if entry.is_file())
         sizes = {str(file.relative_to(path)): file.stat().st_size for file in files}
         return {name: sizes[name] for name in sorted(sizes) if not is_temporary(name)}
-    from pyarrow.fs import FileSelector
-
-    system, inner = _remote(uri)
-    start = len(inner.rstrip("/")) + 1
-    infos = system.get_file_info(FileSelector(inner, recursive=True, allow_not_found=True))
+    start = len(file_system(uri)[1].rstrip("/")) + 1
+    infos = folder_infos(uri, recursive=True)
     return {i.path[start:]: i.size for i in sorted(infos, key=lambda i: i.path) if i.is_file}
 
 
@@ -102,13 +92,12 @@ def read_bytes(uri: str) -> bytes:
 
 
 def open_input(uri: str) -> "pa.NativeFile":
-    """Open for random access: a memory map where local. Raises OSError."""
-    if (path := local_path(uri)) is not None:
-        import pyarrow as pa
+    """Open for random access: a memory map where local. Raises OSError, of remote ClusterError."""
+    import pyarrow as pa
 
+    if (path := local_path(uri)) is not None:
         return pa.memory_map(str(path))
-    system, inner = _remote(uri)
-    return system.open_input_file(inner)
+    return pa.PythonFile(RemoteFile(uri), mode="r")
 
 
 def write_bytes_atomic(uri: str, data: "bytes | memoryview | pa.Buffer") -> None:
@@ -120,10 +109,7 @@ def write_bytes_atomic(uri: str, data: "bytes | memoryview | pa.Buffer") -> None
     path = local_path(uri)
     try:
         if path is None:
-            system, inner = _remote(uri)
-            stream = system.open_output_stream(inner)
-            stream.write(view)
-            stream.close()  # not by `with`: that would finish a put that broke off
+            put(uri, view)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             _replace(path, view)
@@ -150,9 +136,8 @@ def delete_tree(uri: str) -> None:
     """Delete a file, or a folder with all that is in it; nothing there is no error."""
     path = local_path(uri)
     if path is None:
-        system, inner = _remote(uri)
         if exists(uri):
-            (system.delete_file if _info(uri).is_file else system.delete_dir)(inner)
+            delete(uri)
     elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -163,7 +148,7 @@ def size(uri: str) -> int:
     """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
     if (path := local_path(uri)) is not None:
         return path.stat().st_size if path.is_file() else sum(file_sizes(uri).values())
-    info = _info(uri)
+    info = file_info(uri)
     return int(info.size) if info.is_file else sum(file_sizes(uri).values())
 
 
@@ -197,34 +182,6 @@ def fingerprint_files(folder: str, names: Iterable[str]) -> str:
 
 def _reader(source: "pa.NativeFile") -> Callable[[], bytes]:
     return lambda: source.read(1 << 20)
-
-
-@cache
-def _file_system(root: str) -> "tuple[FileSystem, str]":
-    """Connect once to a "scheme://authority?options"; with the prefix of paths on it (a bucket)."""
-    from pyarrow.fs import FileSystem
-
-    try:
-        return FileSystem.from_uri(root)
-    except (OSError, ValueError, ImportError) as error:  # ArrowInvalid is a ValueError
-        raise ClusterError(
-            f"{root}: no file system to be had there: {error}; expected a local path or a URI that "
-            "pyarrow.fs reads (s3://, gs://, abfs://, hdfs://, fsspec+PROTOCOL://)"
-        ) from error
-
-
-def _remote(uri: str) -> "tuple[FileSystem, str]":
-    """File system of a URI, and the path on it."""
-    place, mark, options = uri.partition("?")
-    scheme, _, rest = place.partition("://")
-    authority, _, inner = rest.partition("/")
-    system, prefix = _file_system(f"{scheme}://{authority}{mark}{options}")
-    return system, f"{prefix.rstrip('/')}/{unquote(inner)}"
-
-
-def _info(uri: str) -> "FileInfo":
-    system, inner = _remote(uri)
-    return system.get_file_info(inner)
 
 
 def _replace(path: Path, view: memoryview) -> None:
@@ -281,7 +238,7 @@ def _claim(temporary: Path) -> int | None:
 
 
 def _unwritable(uri: str, needed: int, error: OSError) -> ClusterError:
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return ClusterError(
             f"{uri}: the disk is full: {needed:,} bytes to write, {free_space(uri) or 0:,} free; "
             "make room and run the same command again, what was finished stays"
