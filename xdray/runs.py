@@ -1,6 +1,5 @@
 """A run is a folder: opened, refused when it is of another config, found done."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 from xdray.config import Config
 from xdray.configfile import changed_fields, dump_config, load_config
 from xdray.console import Console
-from xdray.errors import ConfigError
-from xdray.storage import write_bytes_atomic
+from xdray.errors import ConfigError, XdrayError
+from xdray.storage import exists, full_disk, read_json, write_bytes_atomic, write_json
 
 HOW_NOT_WHAT = (
     "cluster.",
@@ -42,9 +41,12 @@ class Run:
         """Use as a context, so that a progress bar never outlives an error."""
         return self
 
-    def __exit__(self, *error: object) -> None:
-        """Take the bar away."""
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Take the bar away. Raises ClusterError where a library fails on a full disk."""
         self.console.end()
+        ours = error is None or isinstance(error, XdrayError)
+        if not ours and (full := full_disk(str(self.folder), error)) is not None:
+            raise full from error
 
     def path(self, *names: str) -> Path:
         """Return a path in the folder."""
@@ -52,12 +54,12 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a file whole or not at all."""
-        write_bytes_atomic(str(self.path(name)), json.dumps(value, indent=1).encode())
+        write_json(str(self.path(name)), value)
 
     def read_json(self, name: str) -> Any:
         """Read a file, None if it is not there."""
-        path = self.path(name)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        path = str(self.path(name))
+        return read_json(path) if exists(path) else None
 
     def remembered(self, name: str, work: Callable[[], str]) -> str:
         """Return what `work` returned in the first call of a run, also when it is resumed."""

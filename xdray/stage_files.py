@@ -1,16 +1,18 @@
 """Stages on disk: where one stands; finished ones, NN-NAME/ with weights and row of the report."""
 
-import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from xdray.errors import TrainingError
 from xdray.learner import Learner
 from xdray.stages import Stage
-from xdray.storage import write_bytes_atomic
+from xdray.storage import read_json, write_json
 
 WEIGHTS = "student.safetensors"
 
@@ -42,8 +44,10 @@ def save_stage(student: Learner, folder: Path, row: dict[str, Any]) -> None:
     (folder / "stage.json").unlink(missing_ok=True)
     partial = folder / f"{WEIGHTS}.partial"
     save_file({k: v.cpu().contiguous() for k, v in student.state_dict().items()}, partial)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())  # before the row, also where the power fails
     partial.replace(folder / WEIGHTS)
-    write_bytes_atomic(str(folder / "stage.json"), json.dumps(row, indent=1).encode())
+    write_json(str(folder / "stage.json"), row)
 
 
 def load_stage(student: Learner, folder: Path, key: str) -> dict[str, Any] | None:
@@ -51,14 +55,24 @@ def load_stage(student: Learner, folder: Path, key: str) -> dict[str, Any] | Non
     path = folder / "stage.json"
     if not path.is_file():
         return None
-    row = json.loads(path.read_text(encoding="utf-8"))
+    row = read_json(str(path))
     if row["key"] != key:
         return None
-    student.load_state_dict(load_file(folder / WEIGHTS))
+    _load(student, folder / WEIGHTS)
     return row
 
 
 def load_last(student: Learner, folder: Path, count: int) -> None:
     """Load the last of the `count` finished stages under a folder."""
     last = sorted(folder.glob("[0-9]*/stage.json"))[count - 1]
-    student.load_state_dict(load_file(last.parent / WEIGHTS))
+    _load(student, last.parent / WEIGHTS)
+
+
+def _load(student: Learner, path: Path) -> None:
+    try:
+        student.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{path}: missing or damaged ({error}); delete its folder and run the same command "
+            "again, the stage is trained anew"
+        ) from error

@@ -24,6 +24,8 @@ from xdray.remote import FULL, RemoteFile, delete, file_info, file_system, folde
 if TYPE_CHECKING:
     import pyarrow as pa
 
+LITTLE = 1 << 20
+"""Bytes free of a disk that counts as full where a write failed and nobody says why."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -235,6 +237,21 @@ def _claim(temporary: Path) -> int | None:
         except FileNotFoundError:
             pass
         os.close(descriptor)
+
+
+def full_disk(uri: str, error: BaseException) -> ClusterError | None:
+    """What to say where writing below a local folder failed because its disk is full, else None.
+
+    Libraries tell it in ways of their own; torch only says that a write failed.
+    """
+    free = free_space(uri) or 0
+    told = getattr(error, "errno", None) in FULL or "No space left on device" in str(error)
+    if not told and not (isinstance(error, RuntimeError) and free < LITTLE):
+        return None
+    return ClusterError(
+        f"{uri}: the disk is full: {free:,} bytes free; make room and run the same command again, "
+        "what was finished stays"
+    )
 
 
 def _unwritable(uri: str, needed: int, error: OSError) -> ClusterError:
