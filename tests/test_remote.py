@@ -42,6 +42,8 @@ def test_what_a_failing_storage_was_asked_is_asked_again(place: str, tmp_path: P
         assert pa.concat_tables(groups).equals(table)
         assert hits(tmp_path) == [times]
     plan(tmp_path, [_fault("info", times)])
+    assert storage.read_bytes(uri) == sink.getvalue().to_pybytes()
+    plan(tmp_path, [_fault("info", times)])
     storage.delete_tree(storage.join(place, "x"))
     assert not storage.exists(uri)
 

@@ -124,7 +124,12 @@ class RemoteFile(io.RawIOBase):
     def _opened(self) -> "pa.NativeFile":
         if self._source is None:
             system, inner = file_system(self._uri)
-            self._source = system.open_input_file(inner)
+            try:
+                self._source = system.open_input_file(inner)
+            except FileNotFoundError:  # which fsspec makes of any failure
+                if system.get_file_info(inner).is_file:
+                    raise OSError(errno.EIO, "not there for a moment", self._uri) from None
+                raise
         return self._source
 
     def _read(self, size: int) -> bytes:
