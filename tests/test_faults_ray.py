@@ -1,5 +1,6 @@
 """Faults of what runs on Ray: a driver, training workers, trials, nodes of a cluster."""
 
+import contextlib
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from xdray.config import Config
 from xdray.configfile import dump_config
 from xdray.distillation import distill
 from xdray.search import tune
+from xdray.sessions import RaySession
 from xdray.trials import all_trials
 
 pytestmark = pytest.mark.faults
@@ -64,11 +66,15 @@ def _checkpoints(folder: Path) -> Callable[[int], Callable[[], bool]]:
     return after
 
 
-def _strays() -> set[str]:
-    return {path.name for path in Path(tempfile.gettempdir()).glob("xdray-*")}
+def _no_drafts(folder: Path) -> None:
+    """No temporary folder of a checkpoint of the runs below."""
+    for run in folder.glob("**/ray/*"):
+        draft = RaySession(0, 1, "cpu", str(run), None, contextlib.ExitStack()).draft
+        assert not list(Path(tempfile.gettempdir()).glob(f"{draft}*"))
+    assert not list(folder.rglob("*.partial")) + list(folder.rglob("*.tmp"))
 
 
-def _nothing_left(before: set[str]) -> None:
+def _nothing_left(folder: Path) -> None:
     """No process of a run, no placement group, no temporary folder."""
     from ray.util import placement_group_table
 
@@ -76,7 +82,7 @@ def _nothing_left(before: set[str]) -> None:
     wait_until(lambda: not [n for n in names if named(n)], 60, f"left: {descendants()}")
     states = {its["state"] for its in placement_group_table().values()}
     assert states <= {"REMOVED"}
-    assert _strays() <= before
+    _no_drafts(folder)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -87,7 +93,7 @@ def test_training_workers_killed_at_random_end_like_undisturbed_ones(
     tell_faults: Callable[..., None],
     workers: int,
 ):
-    rng, before = random.Random(workers), _strays()
+    rng = random.Random(workers)
     config = tiny_at(tmp_path / "run", training=_training(workers), **SETTINGS)
     after = _checkpoints(tmp_path / "run")
     moments = [after(count) for count in sorted(rng.sample(range(1, 7), 2))]
@@ -102,14 +108,13 @@ def test_training_workers_killed_at_random_end_like_undisturbed_ones(
             assert torch.equal(value, weights[name]), name
         else:
             torch.testing.assert_close(value, weights[name], rtol=1e-2, atol=2e-3)
-    _nothing_left(before)
+    _nothing_left(tmp_path)
     tell_faults(f"training worker, one of {workers}, killed", survived=len(killed))
 
 
 def test_a_trial_whose_process_is_killed_goes_on_and_the_search_ends_as_it_would(
     tiny_at: MakeConfig, faulty_ray: None, tmp_path: Path, tell_faults: Callable[..., None]
 ):
-    before = _strays()
     search = {
         "space": {"student.hidden": [4, 6, 8]},
         "algorithm": "grid",
@@ -139,7 +144,7 @@ def test_a_trial_whose_process_is_killed_goes_on_and_the_search_ends_as_it_would
         )
     assert sorted(map(str, ends["whole"][0])) == sorted(map(str, ends["killed"][0]))
     assert ends["whole"][1] == ends["killed"][1]
-    _nothing_left(before)
+    _nothing_left(tmp_path)
     tell_faults("trial of a search, its process killed", survived=2)
 
 
@@ -172,7 +177,7 @@ def test_a_driver_killed_with_its_own_ray_leaves_no_process_and_the_same_command
     tmp_path: Path,
     tell_faults: Callable[..., None],
 ):
-    rng, before = random.Random(0), _strays()
+    rng = random.Random(0)
     targets = {"store": str(tmp_path / "store")}
     config = tiny_at(tmp_path / "run", training=_training(1), targets=targets, **SETTINGS)
     path, out = tmp_path / "run.yaml", tmp_path / "out"
@@ -197,5 +202,5 @@ def test_a_driver_killed_with_its_own_ray_leaves_no_process_and_the_same_command
     assert last["targets"]["rows"] == whole[1]["targets"]["rows"]
     weights = _weights(config)
     assert all(torch.equal(value, weights[name]) for name, value in whole[0].items())
-    assert _strays() <= before
+    _no_drafts(tmp_path)
     tell_faults("driver, killed with its own Ray (pass, training)", survived=2)
