@@ -28,7 +28,7 @@ from xdray.sessions import LocalSession as LocalSession
 from xdray.sessions import RaySession
 from xdray.sessions import Session as Session
 from xdray.signals import leave
-from xdray.storage import file_system, join
+from xdray.storage import join, system_of
 from xdray.watching import Meters
 from xdray.weights import passed_on
 from xdray.workers import Ledger, PoolWorker, as_xdray_error, enter, last_line
@@ -280,7 +280,7 @@ def fit_on_workers(
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    system, where = file_system(storage)
+    system, where = system_of(storage)
     ledger = _make_ledger()
     resources = {"CPU": plan.cpus_per_worker, "GPU": plan.gpus_per_worker}
     elastic = 0 < plan.least_workers < plan.workers

@@ -20,13 +20,12 @@ from xdray.errors import ConfigError
 from xdray.finetuning import save_finetuned
 from xdray.header import ModelHeader, absolute_model, read_header
 from xdray.learning import (
-    Lesson,
     control_epochs,
     finetune,
     finished_student,
     learn,
-    lesson_base,
 )
+from xdray.lessons import Lesson, lesson_base
 from xdray.planning import make_plan
 from xdray.recipes import finetune_stage, label_stage, plan_stages
 from xdray.report import loading_example, model_card, summary_table, write_report

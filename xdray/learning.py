@@ -1,12 +1,11 @@
 """One student's training, from files to weights: what each worker runs.
 
-A `Lesson` names the files; it is small and travels to the workers. Each worker reads its own
-tokenizer, labelled text and targets from them, and `training` does the rest.
+A `Lesson` names the files. Each worker reads its own tokenizer, labelled text and targets from
+them, and `training` does the rest.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,12 @@ from xdray.corpus import Sentence
 from xdray.finetuning import TeacherLearner
 from xdray.forwarding import predict_logits
 from xdray.learner import Learner
+from xdray.lessons import Lesson
 from xdray.loader import Loader
-from xdray.mirror import RAY_FOLDER, Mirror
 from xdray.sessions import Session
-from xdray.sources import LabelledSource, StoredSource, Stream, StreamedSource
+from xdray.sources import LabelledSource, StoredSource, StreamedSource
 from xdray.stage_files import load_last
 from xdray.stages import Stage, chain_keys, compared_layers
-from xdray.storage import join
 from xdray.student import Student, build_student
 from xdray.targets import TargetView
 from xdray.task import Task
@@ -43,71 +41,6 @@ from xdray.watching import Meters, Watch, run_name, watch_training
 OnEpoch = Callable[[dict[str, Any]], None]
 SCORING_TOKENS = 4096
 """Tokens of a batch when scoring, padding included."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """What is taught, by the files it is made from."""
-
-    config: Config
-    task: Task
-    stages: tuple[Stage, ...]
-    base: dict[str, Any]
-    """All that decides the weights beside the stages: hashed into the stages' keys."""
-    start: str
-    """Folder of the student's tokenizer, embeddings and id map (starts); of the
-    encoder when a teacher is fine-tuned."""
-    view: str | None
-    """Folder with targets.json; None where no stage reads transfer text."""
-    teacher_width: int
-    teacher_heads: int
-    folder: str
-    """Finished stages and checkpoints are kept under it."""
-    start_from: str | None
-    threads: int
-    stream: Stream | None = None
-    """The teacher at work, where targets are streamed."""
-    quiet: bool = False
-    """Only the log file is told."""
-    mirror: Mirror | None = None
-    """Of the run folder, where it is at a URI: the paths above lie in its copy."""
-
-    @property
-    def storage(self) -> str:
-        """Where Ray Train keeps its checkpoints: below `folder`, or where that is mirrored."""
-        if self.mirror is None:
-            return str(Path(self.folder).resolve() / RAY_FOLDER)
-        own = Path(self.folder).relative_to(self.mirror.folder)
-        return join(self.mirror.uri, *own.parts, RAY_FOLDER)
-
-    def send(self) -> None:
-        """Send what is new in this run's, or trial's, folder to its URI, where it is at one."""
-        if self.mirror is not None:
-            own = Path(self.config.run.folder).relative_to(self.mirror.folder)
-            self.mirror.send(*own.parts)
-
-
-def lesson_base(
-    config: Config, *, tokenizer: str, targets: str, data: str, task: Task
-) -> dict[str, Any]:
-    """Return a lesson's `base`. tokenizer (the student's), targets, data: fingerprints."""
-    training = config.training.model_dump(mode="json")
-    for name in ("workers", "checkpoint_seconds", "max_failures"):
-        training.pop(name)  # how, not what
-    return {
-        "student": config.student.model_dump(mode="json"),
-        "training": training,
-        "task": config.task.model_dump(mode="json"),
-        "metric": task.metric,
-        "max_length": config.tokens.max_length,
-        "tokenizer": tokenizer,
-        "targets": targets,
-        "codec": config.targets.codec,
-        "pieces": config.tokens.pieces,
-        "data": data,
-        "labels": task.labels.names,
-        "seed": config.run.seed,
-    }
 
 
 class Scorer:
@@ -286,9 +219,8 @@ def _run(
 
 
 def _watch(lesson: Lesson, meters: Meters) -> Watch:
-    run, mirror = Path(lesson.config.run.folder), lesson.mirror
-    place = str(run) if mirror is None else join(mirror.uri, *run.relative_to(mirror.folder).parts)
-    return watch_training(run, run_name(place), Path(lesson.folder), meters)
+    run = Path(lesson.config.run.folder)
+    return watch_training(run, run_name(lesson.place), Path(lesson.folder), meters)
 
 
 def labelled_tokens(

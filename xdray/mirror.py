@@ -8,6 +8,7 @@ lies at the URI itself (`RAY_FOLDER`) and is never copied.
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -20,14 +21,14 @@ from typing import IO, Any
 
 from xdray.errors import ConfigError
 from xdray.storage import (
-    copy_in,
-    copy_out,
     delete_tree,
     file_facts,
     file_sizes,
     fingerprint,
     join,
     local_path,
+    open_input,
+    write_bytes_atomic,
 )
 
 RAY_FOLDER = "ray"
@@ -61,7 +62,7 @@ class Mirror:
         state, here = self._state(), self._here(*names)
         for name in sorted(here, key=_sending_order):
             if state.get(name) != here[name]:
-                copy_out(Path(self.folder, name), join(self.uri, name))
+                _copy_out(Path(self.folder, name), join(self.uri, name))
                 self._keep({**self._state(), name: here[name]})
         gone = [name for name in state if name.startswith(below) and name not in here]
         for name in sorted(gone, key=_sending_order, reverse=True):
@@ -76,7 +77,7 @@ class Mirror:
         state = {k: v for k, v in self._state().items() if not k.startswith(_below(names))}
         for name in file_sizes(join(self.uri, *names)):
             if not _stays(name):
-                copy_in(join(self.uri, *names, name), folder / name)
+                _copy_in(join(self.uri, *names, name), folder / name)
         self._keep(state | self._here(*names))
 
     def enter(self) -> None:
@@ -155,7 +156,7 @@ def fetched(uri: str) -> Path:
             partial = copy.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
             for name in there:
-                copy_in(join(uri, name), partial / name)
+                _copy_in(join(uri, name), partial / name)
             partial.rename(copy)
     return copy
 
@@ -172,6 +173,29 @@ def _take(lock: IO[str], folder: str) -> None:
             f"run.folder: {folder} is being worked on by another process of this machine; wait "
             "for it, or name another folder"
         ) from error
+
+
+def _copy_out(path: Path, uri: str) -> None:
+    """Write a local file's bytes to `uri`, atomically. Raises ClusterError as that does."""
+    import pyarrow as pa
+
+    if not path.stat().st_size:  # which cannot be mapped
+        return write_bytes_atomic(uri, b"")
+    with pa.memory_map(str(path)) as source:
+        return write_bytes_atomic(uri, source.read_buffer())
+
+
+def _copy_in(uri: str, path: Path) -> None:
+    """Write the bytes at `uri` into a local file, whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open_input(uri) as source, partial.open("wb") as sink:
+            for block in iter(functools.partial(source.read, 1 << 20), b""):
+                sink.write(block)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _below(names: tuple[str, ...]) -> str:

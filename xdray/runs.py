@@ -1,7 +1,6 @@
 """A run is a folder: opened, refused when it is of another config, found done."""
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from xdray.console import Console
 from xdray.errors import ConfigError, XdrayError
 from xdray.mirror import STATE, Mirror, working_folder
 from xdray.redaction import redacted
-from xdray.storage import delete_tree, join, read_object, write_bytes_atomic
+from xdray.storage import delete_tree, full_disk, join, read_object, write_bytes_atomic, write_json
 
 HOW_NOT_WHAT = (
     "cluster.",
@@ -63,7 +62,7 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a file whole or not at all, without the secrets of URIs, and send what is new."""
-        write_bytes_atomic(str(self.path(name)), json.dumps(redacted(value), indent=1).encode())
+        write_json(str(self.path(name)), redacted(value))
         self.send()
 
     def read_json(self, name: str, *keys: str) -> dict[str, Any] | None:
@@ -108,8 +107,15 @@ def open_run(config: Config, fresh: bool) -> Iterator[Run]:
         except OSError as error:
             raise ConfigError(f"run.folder: {folder} cannot be made: {error}") from error
         write_bytes_atomic(str(folder / "config.yaml"), dump_config(config).encode())
-        with Console(folder / "log.txt") as console:
-            yield Run(config, console, folder, mirror)
+        try:
+            with Console(folder / "log.txt") as console:
+                yield Run(config, console, folder, mirror)
+        except XdrayError:
+            raise
+        except Exception as error:  # of a library that met a full disk
+            if (full := full_disk(str(folder), error)) is not None:
+                raise full from error
+            raise
 
 
 def _is_claimed(config: Config, folder: Path, fresh: bool) -> bool:

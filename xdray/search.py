@@ -24,7 +24,7 @@ from xdray.distillation import annotate_all, distill, make_teacher, settled
 from xdray.errors import ConfigError
 from xdray.fronts import pareto_front
 from xdray.header import ModelHeader
-from xdray.learning import Lesson
+from xdray.lessons import Lesson
 from xdray.recipes import plan_stages
 from xdray.runs import Run, open_run
 from xdray.search_report import write_search_report

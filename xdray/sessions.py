@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import shutil
 import tempfile
@@ -97,6 +98,8 @@ class LocalSession:
 
     def latest_checkpoint(self) -> str | None:
         """Return the folder of the last finished checkpoint, or None."""
+        if self.run_folder:  # what a killed run was writing
+            shutil.rmtree(Path(self.run_folder) / DRAFT, ignore_errors=True)
         finished = self._finished()
         return str(finished[-1]) if finished else None
 
@@ -144,6 +147,9 @@ class RaySession:
 
     def latest_checkpoint(self) -> str | None:
         """Return the last checkpoint that Ray Train recorded; downloaded where it is remote."""
+        if self.rank == 0:  # what a killed worker of this run was writing on this machine
+            for draft in Path(tempfile.gettempdir()).glob(f"{self.draft}*"):
+                shutil.rmtree(draft, ignore_errors=True)
         checkpoint = self.train.get_checkpoint()
         if checkpoint is None:
             return None
@@ -154,9 +160,15 @@ class RaySession:
         if self.rank > 0:
             self.train.report(metrics)
             return
-        with tempfile.TemporaryDirectory(prefix="xdray-checkpoint-") as folder:
+        with tempfile.TemporaryDirectory(prefix=self.draft) as folder:
             write(Path(folder))
             self.train.report(metrics, checkpoint=self.train.Checkpoint.from_directory(folder))
+
+    @property
+    def draft(self) -> str:
+        """How the names of the temporary folders of this run begin."""
+        name = hashlib.blake2b(self.run_folder.encode(), digest_size=8).hexdigest()
+        return f"xdray-checkpoint-{name}-"
 
 
 def _to_disk(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Stages on disk: where one stands; finished ones, NN-NAME/ with weights and row of the report."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from xdray.errors import XdrayError
+from xdray.errors import TrainingError
 from xdray.learner import Learner
 from xdray.stages import Stage
-from xdray.storage import read_object, write_bytes_atomic
+from xdray.storage import read_object, write_bytes_atomic, write_json
 
 WEIGHTS = "student.safetensors"
 
@@ -45,8 +44,8 @@ def save_stage(student: Learner, folder: Path, row: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stage.json").unlink(missing_ok=True)
     weights = {k: v.cpu().contiguous() for k, v in student.state_dict().items()}
-    write_bytes_atomic(str(folder / WEIGHTS), save(weights))
-    write_bytes_atomic(str(folder / "stage.json"), json.dumps(row, indent=1).encode())
+    write_bytes_atomic(str(folder / WEIGHTS), save(weights))  # on the disk before the row
+    write_json(str(folder / "stage.json"), row)
 
 
 def load_stage(student: Learner, folder: Path, key: str) -> dict[str, Any] | None:
@@ -60,23 +59,22 @@ def load_stage(student: Learner, folder: Path, key: str) -> dict[str, Any] | Non
     row = read_object(str(path), "key")
     if row["key"] != key:
         return None
-    _load_weights(student, folder)
+    _load(student, folder / WEIGHTS)
     return row
 
 
 def load_last(student: Learner, folder: Path, count: int) -> None:
     """Load the last of the `count` finished stages under a folder."""
     last = sorted(folder.glob("[0-9]*/stage.json"))[count - 1]
-    _load_weights(student, last.parent)
+    _load(student, last.parent / WEIGHTS)
 
 
-def _load_weights(student: Learner, folder: Path) -> None:
-    path = folder / WEIGHTS
+def _load(student: Learner, path: Path) -> None:
     try:
         student.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise XdrayError(
-            f"{path}: damaged or of another student ({reason:.300}); delete {folder} and run the "
-            "same command again"
+        raise TrainingError(
+            f"{path}: missing, damaged or of another student ({reason:.300}); delete its folder "
+            "and run the same command again, the stage is trained anew"
         ) from error

@@ -24,7 +24,8 @@ from xdray.errors import ConfigError
 from xdray.finetuning import TeacherLearner
 from xdray.header import read_header
 from xdray.kinds import load_task, with_labels
-from xdray.learning import Lesson, Scorer, finetune
+from xdray.learning import Scorer, finetune
+from xdray.lessons import Lesson
 from xdray.recipes import finetune_stage
 from xdray.resources import pool_plan
 from xdray.sessions import LocalSession

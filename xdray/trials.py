@@ -18,7 +18,8 @@ from xdray.config import Config
 from xdray.errors import TrainingError, XdrayError
 from xdray.evaluation import measure_latency, num_parameters
 from xdray.learner import logits_of
-from xdray.learning import Lesson, learn, lesson_base
+from xdray.learning import learn
+from xdray.lessons import Lesson, lesson_base
 from xdray.mirror import Mirror
 from xdray.recipes import plan_stages
 from xdray.redaction import redact

@@ -1,4 +1,4 @@
-"""Audit the installed packages: python jobs/check_deps.py. Exit status 0 clean, 1 findings.
+"""Audit the installed packages: python tests/check_deps.py. Exit status 0 clean, 1 findings.
 
 `pip check`, then pip-audit against the advisories of PyPI, else of OSV. Status 2 where neither
 knows the packages: then nothing was audited.
