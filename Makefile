@@ -75,7 +75,7 @@ check: $(INSTALLED)
 	$(BIN)/pyright
 
 check-deps: $(INSTALLED)  # known holes in what is installed; 2: no source of advisories answered
-	@$(BIN)/python tests/check_deps.py
+	@$(BIN)/python jobs/check_deps.py
 
 fix: $(INSTALLED)
 	$(BIN)/ruff check --fix $(CODE)

@@ -80,7 +80,7 @@ class FaultyFiles(AbstractFileSystem):
         _meet("info", file)
         return _info(file)
 
-    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+    def _open(self, path: str, mode: str = "rb", *_: Any, **__: Any) -> Any:
         file = Path(self._strip_protocol(path))
         if mode == "wb":
             return _Put(file)

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
 
 @contextmanager
 def killer(
-    name: str, moments: list[Callable[[], object]], pause: float = 0.0
+    name: str, moments: Sequence[Callable[[], object]], pause: float = 0.0
 ) -> Iterator[list[int]]:
     """SIGKILL a process below by its title as each moment comes, `pause` seconds later.
 

@@ -1,4 +1,4 @@
-"""tests/check_deps.py: what of a report of pip-audit (2.10) counts as audited, and as found."""
+"""jobs/check_deps.py: what of a report of pip-audit (2.10) counts as audited, and as found."""
 
 import importlib.util
 from pathlib import Path

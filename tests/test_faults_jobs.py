@@ -122,10 +122,10 @@ def test_a_disk_that_fills_up_is_one_clear_error_each_time_and_the_job_goes_on(
 ):
     disk = tmp_path / "disk"
     rng, failed = random.Random(0), 0
+    yaml = runs.argv(tmp_path / "run")[1]
     with _disk(disk, 12):
         for kib in [12, *sorted(rng.sample(range(24, 360), 9))]:
             subprocess.run(["mount", "-o", f"remount,size={kib}k", str(disk)], check=True)
-            yaml = runs.argv(tmp_path / "run")[1]
             job = runs.jobs.run(["distill", yaml, f"run.folder={disk}/run"], str(disk))
             if job.status == 0:
                 break

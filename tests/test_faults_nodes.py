@@ -24,7 +24,7 @@ def nodes() -> Iterator[Any]:
     """A head, two nodes for teachers and one for students; each of the three has a fake GPU."""
     from ray.cluster_utils import Cluster
 
-    options = {"object_store_memory": 100_000_000}
+    options: dict[str, Any] = {"object_store_memory": 100_000_000}
     head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={**head, **options})
     cluster.made = {  # type: ignore[attr-defined]

@@ -24,6 +24,7 @@ from xdray.distillation import distill
 from xdray.search import tune
 from xdray.sessions import RaySession
 from xdray.trials import all_trials
+from xdray.watching import Meters
 
 pytestmark = pytest.mark.faults
 SETTINGS: dict[str, Any] = {
@@ -69,7 +70,7 @@ def _checkpoints(folder: Path) -> Callable[[int], Callable[[], bool]]:
 def _no_drafts(folder: Path) -> None:
     """No temporary folder of a checkpoint of the runs below."""
     for run in folder.glob("**/ray/*"):
-        draft = RaySession(0, 1, "cpu", str(run), None, contextlib.ExitStack()).draft
+        draft = RaySession(0, 1, "cpu", str(run), None, contextlib.ExitStack(), Meters()).draft
         assert not list(Path(tempfile.gettempdir()).glob(f"{draft}*"))
     assert not list(folder.rglob("*.partial")) + list(folder.rglob("*.tmp"))
 

@@ -18,8 +18,8 @@ from xdray.errors import ClusterError, TargetsError
 from xdray.labels import LabelSet
 from xdray.resources import THIS_MACHINE, ResourcePlan, Resources
 from xdray.targets import AnnotateTask, TargetStore
-from xdray.teacher import teacher_fingerprint
 from xdray.tokens import fingerprint, load_tokenizer
+from xdray.weights import teacher_fingerprint
 
 pytestmark = pytest.mark.faults
 POOL = ResourcePlan(1, 1, 0, 1, 0, 1, 0, 1, 1, Resources(2, 0, THIS_MACHINE))

@@ -167,7 +167,7 @@ def test_conll(tmp_path, rows, scheme, between, labels, mark, done):
             "".join(cell[0].split()) for cell in cells if cell and cell[0] not in {"", "-DOCSTART-"}
         ]
         assert "".join(firsts) == "".join(
-            "".join("".join(its.content).split()) for its in found.sentences
+            "".join("".join(map(str, its.content)).split()) for its in found.sentences
         )
 
 
@@ -188,7 +188,7 @@ def test_tsv(tmp_path, rows, prefix, labels, done):
         given_lines = lines_of(data)
         firsts = ["".join(line.split("\t")[0].split()) for line in given_lines]
         assert [its for its in firsts if its] == [
-            "".join("".join(its.content).split()) for its in found.sentences
+            "".join("".join(map(str, its.content)).split()) for its in found.sentences
         ]
         assert len(given_lines) == len(found.sentences) + found.counts["empty"]
 
@@ -286,10 +286,11 @@ def expected_contents(example: Example) -> list[Any]:
 
 def check_example(found: Labelled, example: Example) -> None:
     if example.kind == "answering":
-        golds = {its.gold.question: its.gold.answers for its in found.sentences}
+        sentences: list[Any] = list(found.sentences)
+        golds = {its.gold.question: its.gold.answers for its in sentences}
         assert list(golds.values()) == example.gold
         assert found.counts["questions"] == len(example.rows)
-        for its in found.sentences:
+        for its in sentences:
             context = {row["pair"] for row in example.rows if row["text"] == its.content.first}
             assert any(c[its.gold.offset :].startswith(its.content.second) for c in context)
         return

@@ -1,6 +1,7 @@
 """runs and stage_files: what lies in a run folder, damaged or of other types."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -22,8 +23,10 @@ ROW = {"key": "k", "name": "a"}
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return open_run(Config.model_validate({**VALUES, "run": {"folder": str(tmp_path)}}), False)
+def run(tmp_path: Path) -> Iterator[Run]:
+    config = Config.model_validate({**VALUES, "run": {"folder": str(tmp_path)}})
+    with open_run(config, False) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"x": 1}', "[" * 5000, '{"key": "\\ud800"}'])

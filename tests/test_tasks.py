@@ -528,7 +528,7 @@ def test_columns_of_a_file_without_columns_are_refused(tmp_path: Path):
     ],
 )
 def test_a_label_that_python_alone_reads_is_refused(tmp_path: Path, kind: str, label: Any):
-    task = make(kind, **({"labels": ["no", "yes"]} if kind == "classification" else {}))
+    task = make(kind, labels=("no", "yes") if kind == "classification" else ())
     path = write(tmp_path / "x.jsonl", json.dumps({"text": "a", "label": label}))
     with pytest.raises(CorpusError, match=r"x\.jsonl:1: label .*, expected") as caught:
         task.read(source(path), "train")
@@ -538,7 +538,7 @@ def test_a_label_that_python_alone_reads_is_refused(tmp_path: Path, kind: str, l
 def test_a_truth_value_is_neither_a_tag_nor_a_place_of_an_answer(tmp_path: Path):
     path = write(tmp_path / "x.jsonl", json.dumps({"tokens": ["a"], "ner_tags": [True]}))
     with pytest.raises(CorpusError, match=r"x\.jsonl:1: tag True, expected one of O B-X"):
-        make("tagging", labels=["O", "B-X"]).read(source(path), "train")
+        make("tagging", labels=("O", "B-X")).read(source(path), "train")
     answers = {"text": ["b"], "answer_start": [True]}
     path = write(tmp_path / "y.jsonl", json.dumps({"text": "q", "pair": "ab", "label": answers}))
     with pytest.raises(CorpusError, match=r"y\.jsonl:1: answers .*, expected lists"):
@@ -549,7 +549,10 @@ def test_a_squad_question_whose_answers_are_left_out_is_not_one_without_an_answe
     bare = {"question": "Who?", "id": "n"}
     with pytest.raises(CorpusError, match=r"q\.json:1: answers None, expected an object"):
         make("answering", null_answers=True).read(source(squad(tmp_path / "q.json", bare)), "dev")
-    assert len(list(read_rows(Span(Place(str(tmp_path / "q.json"), "squad", *"abc", None))))) == 1
+    assert (
+        len(list(read_rows(Span(Place(str(tmp_path / "q.json"), "squad", "a", "b", "c", None)))))
+        == 1
+    )
 
 
 def test_class_names_without_the_tag_outside_are_refused_with_the_file(tmp_path: Path):

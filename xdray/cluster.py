@@ -306,7 +306,7 @@ def fit_on_workers(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    trainer._register_sigint_handler = lambda _: None  # Ray's ends with status 0, and stays
+    trainer._register_sigint_handler = lambda controller: None  # Ray's ends with status 0
     try:
         value = trainer.fit().return_value
     except Exception as error:

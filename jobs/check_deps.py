@@ -1,4 +1,4 @@
-"""Audit the installed packages: python tests/check_deps.py. Exit status 0 clean, 1 findings.
+"""Audit the installed packages: python jobs/check_deps.py. Exit status 0 clean, 1 findings.
 
 `pip check`, then pip-audit against the advisories of PyPI, else of OSV. Status 2 where neither
 knows the packages: then nothing was audited.
@@ -34,15 +34,8 @@ def main() -> int:
     found = conflicts.stdout.splitlines() if conflicts.returncode else []
     audited, packages, tried = 0, 0, []
     for source in ("pypi", "osv"):
-        options = (
-            "--vulnerability-service",
-            source,
-            "--format",
-            "json",
-            "--progress-spinner",
-            "off",
-        )
-        answer = run("pip_audit", "--skip-editable", *options)
+        options = f"--vulnerability-service {source} --format json --progress-spinner off"
+        answer = run("pip_audit", "--skip-editable", *options.split())
         try:
             dependencies = json.loads(answer.stdout)["dependencies"]
         except ValueError:
