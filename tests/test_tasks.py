@@ -549,10 +549,8 @@ def test_a_squad_question_whose_answers_are_left_out_is_not_one_without_an_answe
     bare = {"question": "Who?", "id": "n"}
     with pytest.raises(CorpusError, match=r"q\.json:1: answers None, expected an object"):
         make("answering", null_answers=True).read(source(squad(tmp_path / "q.json", bare)), "dev")
-    assert (
-        len(list(read_rows(Span(Place(str(tmp_path / "q.json"), "squad", "a", "b", "c", None)))))
-        == 1
-    )
+    place = Place(str(tmp_path / "q.json"), "squad", "a", "b", "c", None)
+    assert len(list(read_rows(Span(place)))) == 1
 
 
 def test_class_names_without_the_tag_outside_are_refused_with_the_file(tmp_path: Path):
