@@ -42,7 +42,7 @@ def test_a_node_that_dies_in_each_part_changes_nothing(
     tmp_path: Path,
     tell_faults: Callable[..., None],
 ):
-    settings = {**SETTINGS, "targets": {"store": str(tmp_path / "store"), "shard_sentences": 8}}
+    settings = {**SETTINGS, "targets": {"store": str(tmp_path / "store"), "shard_sentences": 16}}
     undisturbed = tiny_at(tmp_path / "undisturbed", training=_training(0), **settings)
     report = distill(undisturbed)
     settings["targets"] |= {"store": str(tmp_path / "store-killed")}
