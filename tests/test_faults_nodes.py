@@ -64,7 +64,7 @@ def test_a_node_that_dies_in_each_part_changes_nothing(
     driver = _start(path, out, RAY_ADDRESS=nodes.address)
     parts: list[tuple[str, dict[str, Any], Callable[[], Any]]] = [
         ("a", TEACHER, lambda: len(list(store.rglob("*.parquet"))) >= 8),
-        ("c", STUDENT, _checkpoints(tmp_path / "run")(2)),
+        ("c", STUDENT, _checkpoints(tmp_path / "run")(3)),
         ("b", TEACHER, lambda: "scoring dev and test" in log.read_text()),
     ]
     try:
