@@ -10,17 +10,20 @@ INSTALLED := $(VENV)/.installed
 PYTHONS := python3.11 python3 python3.12 python3.13 python3.14
 CODE := xdray jobs tests benchmarks
 SAMPLE := sample/quickstart
+FUZZ := 10000
+SEED := 0
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # else pyright asks PyPI whether there is a newer pyright
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install quickstart test test-fast test-all test-faults soak check fix clean
+.PHONY: help install quickstart test test-fast test-all test-faults soak fuzz check check-deps fix clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "targets: install quickstart test test-fast test-all test-faults soak check fix clean"
+	@echo "targets: install quickstart test test-fast test-all test-faults soak fuzz check check-deps" \
+	  "fix clean"
 
 install: $(INSTALLED)
 
@@ -62,10 +65,17 @@ MINUTES := 15
 soak: $(INSTALLED)  # annotate, train, kill, again: make soak MINUTES=2
 	$(BIN)/python benchmarks/soak.py $(MINUTES)
 
+fuzz: $(INSTALLED)  # so many damaged inputs a reader, others with another SEED; prints the counts
+	XDRAY_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_files.py \
+	  --hypothesis-seed=$(SEED)
+
 check: $(INSTALLED)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/pyright
+
+check-deps: $(INSTALLED)  # known holes in what is installed; 2: no source of advisories answered
+	@$(BIN)/python tests/check_deps.py
 
 fix: $(INSTALLED)
 	$(BIN)/ruff check --fix $(CODE)

@@ -18,12 +18,14 @@ os.environ.pop("RAY_ADDRESS", None)  # never join the cluster that a shell happe
 import importlib
 import json
 import logging
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import faulty_files
 import fsspec
+import fuzzing
 import pytest
 
 from xdray.config import Config, TaskConfig
@@ -54,6 +56,13 @@ def tagging_task(labels: LabelSet | None = None, **settings: Any) -> Task:
 
 MakeTeacher = Callable[..., Path]
 MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture
+def nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Fail where a test, or a library that it calls, prints anything."""
+    yield
+    assert tuple(capfd.readouterr()) == ("", "")
 
 
 @pytest.fixture(scope="session")
@@ -180,6 +189,29 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
+def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of each curve in the one TensorBoard file of a folder, as they stand there.
+
+    A file is records: length, its checksum, an Event, its checksum. The first says the version.
+    """
+    from tensorboardX.proto import event_pb2
+
+    protos: Any = event_pb2
+    (path,) = folder.iterdir()
+    assert path.name.startswith("events.out.tfevents.")  # else TensorBoard does not see it
+    data, events = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        events.append(protos.Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    assert events[0].file_version == "brain.Event:2"
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for event in events[1:]:
+        for value in event.summary.value:
+            curves.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return curves
+
+
 @pytest.fixture(scope="session")
 def faulty_ray(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
@@ -211,6 +243,10 @@ def tell_faults() -> Callable[..., None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what fuzzed readers made of their inputs, and which faults were survived."""
+    for reader, its in sorted(fuzzing.COUNTS.items()):
+        counts = f"accepted {its['accepted']:7,} refused {its['refused']:7,}"
+        terminalreporter.write_line(f"fuzzed {reader:20} {counts}")
     if not _FAULTS:
         return
     lines = ["| what | faults | survived | ended in the stated error |", "|---|---|---|---|"]

@@ -21,9 +21,9 @@ from xdray.hidden import Hidden, token_bytes
 from xdray.labels import LabelSet
 from xdray.recording import HiddenRecord, new_record
 from xdray.targets import AnnotateTask, TargetStore
-from xdray.teacher import teacher_fingerprint
 from xdray.tokenised import qkv
 from xdray.tokens import fingerprint, load_tokenizer
+from xdray.weights import teacher_fingerprint
 
 MAX_LENGTH = 24
 MakeTeacher = Callable[..., Path]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from xdray.console import Console
 
@@ -33,6 +34,18 @@ def test_what_is_said_is_printed_and_logged_once(
     console.say("stage labels [+head]: 3 s")
     assert capsys.readouterr().out == "stage labels [+head]: 3 s\n"
     assert (tmp_path / "log.txt").read_text().endswith("Z stage labels [+head]: 3 s\n")
+
+
+def test_no_secret_is_said_shown_or_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    console, uri = Console(tmp_path / "log.txt"), "s3://AK:wJalrXUtnFEMI@b"
+    console.say(f"reading {uri}")
+    table = Table("store")
+    table.add_row(uri)
+    console.show(table)
+    printed, logged = capsys.readouterr().out, (tmp_path / "log.txt").read_text()
+    for text in (printed, logged):
+        assert text.count("s3://REDACTED@b") == 2
+        assert "wJalrXUtnFEMI" not in text
 
 
 def test_lines_of_a_worker_are_printed_by_the_driver(

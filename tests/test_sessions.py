@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from xdray.sessions import LocalSession, RaySession
+from xdray.watching import Meters
 
 
 def write(text: str):
@@ -79,7 +80,7 @@ class Train:
 
 
 def session_of(folder: str, rank: int = 0) -> RaySession:
-    return RaySession(rank, 1, "cpu", folder, Train(), contextlib.ExitStack())
+    return RaySession(rank, 1, "cpu", folder, Train(), contextlib.ExitStack(), Meters())
 
 
 def test_what_a_killed_worker_was_writing_is_removed_by_the_next_of_its_run(

@@ -26,6 +26,12 @@ def test_averages_are_means_of_means_and_the_second_leaves_out_mnli_and_rte():
     assert row["average_without_mnli_rte"] == pytest.approx(0.9)
 
 
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", ""])
+def test_an_encoders_name_names_no_folder_elsewhere(name: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match="it names a folder"):
+        evaluate_suite({name: "m"}, ["x.yaml"], 1, str(tmp_path))
+
+
 @pytest.mark.cluster
 def test_each_cell_is_done_once_and_again_where_its_text_changed(
     tmp_path: Path, make_teacher: MakeTeacher, ray_session: None

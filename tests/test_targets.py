@@ -1,5 +1,7 @@
 """targets: the store's keys, what is missing in it, views, and looking after stores."""
 
+import dataclasses
+import json
 import pickle
 import subprocess
 import sys
@@ -7,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from xdray.corpus import Sentence, Shard, inline_shards
@@ -143,7 +147,7 @@ def test_a_view_of_a_missing_part_is_refused(store: TargetStore) -> None:
 
 def test_a_saved_view_loads_equal(view: TargetView, tmp_path: Path) -> None:
     view.save(tmp_path)
-    loaded = TargetView.load(tmp_path)
+    loaded = TargetView.load(tmp_path, view.store_uri)
     for name in ("store_uri", "key", "parts", "shard_ids", "cut_words", "num_bytes", "codec_error"):
         assert getattr(loaded, name) == getattr(view, name)
     assert [list(a) for a in loaded.lengths] == [list(a) for a in view.lengths]
@@ -164,7 +168,97 @@ def test_a_damaged_view_is_named(view: TargetView, tmp_path: Path, spoil: str) -
     else:
         (tmp_path / "targets.json").write_text("{")
     with pytest.raises(TargetsError, match=r"targets\.json: missing or damaged .*delete it"):
-        TargetView.load(tmp_path)
+        TargetView.load(tmp_path, "targets")
+
+
+def test_a_saved_view_names_its_store_without_secrets_and_is_read_where_the_config_says(
+    view: TargetView, tmp_path: Path
+) -> None:
+    hidden = dataclasses.replace(view, store_uri="s3://AK:wJalrXUtnFEMI@bucket/targets")
+    hidden.save(tmp_path / "a")
+    assert "wJalrXUtnFEMI" not in (tmp_path / "a" / "targets.json").read_text()
+    elsewhere = dataclasses.replace(view, store_uri="/a/stranger/says/so")
+    elsewhere.save(tmp_path / "b")
+    for folder in ("a", "b"):
+        loaded = TargetView.load(tmp_path / folder, view.store_uri)
+        assert np.array_equal(loaded.load_shard(0, []).ids, view.load_shard(0, []).ids)
+
+
+def test_a_part_with_pickled_objects_is_damaged_and_not_unpickled(
+    store: TargetStore, view: TargetView, tmp_path: Path
+) -> None:
+    # its import registers the type that unpickles, as in every worker
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
+
+    trace = tmp_path / "it-ran"
+    file = store.file(SHARDS[0].shard_id, "logits", 10)
+    table = pq.read_table(file.uri)
+    blobs = pa.array([pickle.dumps(_Touch(trace))] * table.num_rows, pa.large_binary())
+    column = ArrowPythonObjectType().wrap_array(blobs)
+    at = table.column_names.index("length")
+    pq.write_table(table.set_column(at, "length", column), file.uri)
+    with pytest.raises(TargetsError, match="column 'length' holds Python objects"):
+        file.lengths()
+    assert not trace.exists()
+
+
+class _Touch:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rows": [-1, 9, 9]},
+        {"rows": [1.5, 1.5, 9]},
+        {"rows": "x"},
+        {"shard_ids": ["0"]},
+        {"shard_ids": 3},
+        {"codec_error": []},
+        {"seen": ["x"]},
+        {"more": 1},
+    ],
+)
+def test_a_view_of_another_layout_is_refused(
+    view: TargetView, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    view.save(tmp_path)
+    path = tmp_path / "targets.json"
+    values = {**json.loads(path.read_text()), **changed}
+    for its in (values, [values], "x"):
+        path.write_text(json.dumps(its))
+        with pytest.raises(TargetsError, match=r"targets\.json: missing or damaged"):
+            TargetView.load(tmp_path, "targets")
+
+
+@pytest.mark.parametrize("spoil", ["empty", "pickle", "zip", "floats", "square", "python 2"])
+def test_lengths_that_numpy_did_not_write_as_such_are_refused(
+    view: TargetView, tmp_path: Path, spoil: str
+) -> None:
+    view.save(tmp_path)
+    path = tmp_path / "lengths.npy"
+    flat = np.load(path)
+    if spoil == "floats":
+        np.save(path, flat.astype(np.float16))
+    elif spoil == "square":
+        np.save(path, flat[:, None])
+    else:
+        header = path.read_bytes()[:128]
+        contents = {
+            "empty": b"",
+            "pickle": pickle.dumps(flat),
+            "zip": b"PK\x03\x04",
+            "python 2": header.replace(b",), }  ", b"L,), } ") + flat.tobytes(),
+        }
+        path.write_bytes(contents[spoil])
+    with pytest.raises(TargetsError, match=r"targets\.json: missing or damaged .*lengths\.npy"):
+        TargetView.load(tmp_path, "targets")
 
 
 def test_views_of_other_shards_have_other_fingerprints_whatever_parts_they_show(

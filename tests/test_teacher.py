@@ -14,19 +14,18 @@ from torch import nn
 from transformers import AutoModel
 
 from xdray.errors import ClusterError, ConfigError
+from xdray.finetuning import TeacherLearner, save_finetuned
 from xdray.labels import LabelSet
 from xdray.teacher import (
     DTYPES,
     Teacher,
-    TeacherLearner,
     best_dtype,
     embedding_table,
     load_teacher,
-    save_finetuned,
-    teacher_fingerprint,
 )
 from xdray.tokenised import layer_of
 from xdray.tokens import load_tokenizer
+from xdray.weights import teacher_fingerprint
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "deberta-v2")
 MakeTeacher = Callable[..., Path]
@@ -145,7 +144,7 @@ def _without_head(folder: Path) -> None:
         (_without_weights, "it holds no weights, expected model.safetensors"),
         (_pickled, "its weights are pytorch_model.bin, a pickle, expected model.safetensors"),
         (_cut_weights, "no model for tagging can be loaded"),
-        (_bad_config, "no model for tagging can be loaded"),
+        (_bad_config, "not a model's config.json"),
         (_unknown_type, "no model for tagging can be loaded"),
         (_without_head, "its weights lack classifier.bias, classifier.weight"),
     ],

@@ -28,9 +28,10 @@ from xdray.parts import LOGITS, PartFile, hidden_part, signal_and_codec
 from xdray.recording import new_record
 from xdray.targets import AnnotateTask, TargetStore
 from xdray.task import Task, own_tokens
-from xdray.teacher import DTYPES, load_teacher, teacher_fingerprint
+from xdray.teacher import DTYPES, load_teacher
 from xdray.tokenised import Signal, Tokens, token_types
 from xdray.tokens import Encoded, fingerprint, load_tokenizer
+from xdray.weights import teacher_fingerprint
 from xdray.workers import keep_few_shapes, trim_memory
 
 SENTENCES_MULTIPLE = 32

@@ -22,6 +22,8 @@ from xdray.recipes import plan_stages
 from xdray.stages import Stage
 from xdray.task import Task
 from xdray.tokens import fingerprint, load_tokenizer
+from xdray.weights import check_model
+from xdray.workspace import check_kept
 
 
 def check_plan(config: Config) -> ModelHeader:
@@ -29,10 +31,14 @@ def check_plan(config: Config) -> ModelHeader:
 
     Raises ConfigError: a layer that the teacher lacks, an embedding wider than its own, sentences
     longer than it can read, labels that differ from the data's, files that are missing or are of
-    two splits, more actors or workers than there is room for.
+    two splits, more actors or workers than there is room for, results where Ray deletes them.
     """
+    check_kept("run.folder", config.run.folder)
+    if config.targets.delivery == "stored":
+        check_kept("targets.store", config.targets.store)
     name = config.teacher.model or (config.teacher.finetune and config.teacher.finetune.encoder)
     header = read_header(str(name))
+    _check_models(config)
     check_student(config, header)
     if header.max_positions is not None and config.tokens.max_length > header.max_positions:
         raise ConfigError(
@@ -48,6 +54,17 @@ def check_plan(config: Config) -> ModelHeader:
     _check_files(config.data)
     plan_resources(config, None)
     return header
+
+
+def _check_models(config: Config) -> None:
+    """Refuse folders whose weights are pickles, or that only their own code could load."""
+    finetune = config.teacher.finetune
+    if finetune is None:
+        check_model(str(config.teacher.model))
+    else:
+        check_model(finetune.encoder, weights=not finetune.fresh)
+    if config.student.start != "teacher":
+        check_model(config.student.start)
 
 
 def check_student(config: Config, header: ModelHeader) -> None:

@@ -112,8 +112,8 @@ class StageSettings(Section):
 class StageConfig(StageSettings):
     """One stage of a recipe written out."""
 
-    name: str
-    """Of the stage, its folder and its row in the report."""
+    name: str = Field(pattern=r"^[\w .,:+()-]{1,60}$")
+    """Of the stage, its folder and its row in the report: letters, digits, spaces, `._,:+()-`."""
     terms: list[TermConfig] = Field(min_length=1)
     """What is minimised: the weighted sum of the terms' means."""
     unfreeze: bool = False

@@ -25,6 +25,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from xdray.redaction import redact
+
 PLAIN_SECONDS = 30.0
 """Between two progress lines on a pipe."""
 FOLLOW_SECONDS = 1.0
@@ -59,17 +61,18 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line, printed and logged with the time."""
+        text = redact(text)
         self._rich.print(text, markup=False)
         self._log(text)
 
     def show(self, renderable: RenderableType) -> None:
         """Print a table of rich's; only its text goes into the log file."""
         self.end()
-        self._rich.print(renderable)
-        if self.log_file is not None:
-            with self._rich.capture() as capture:
-                self._rich.print(renderable)
-            self._log("\n" + capture.get())
+        with self._rich.capture() as capture:
+            self._rich.print(renderable)
+        text = redact(capture.get())
+        self._rich.out(text, end="", highlight=False)
+        self._log("\n" + text)
 
     def progress(self, title: str, done: int, total: int, unit: str) -> None:
         """Say how far a part is; another title ends the part before."""

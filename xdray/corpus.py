@@ -21,6 +21,7 @@ from xdray.errors import ConfigError, CorpusError
 from xdray.labels import LabelSet
 from xdray.places import TABLES, Place, Row, Span, expand, format_of
 from xdray.readers import read_rows
+from xdray.redaction import redact
 from xdray.sampling import Draw, share_out
 from xdray.sentences import (
     Sentence,
@@ -114,7 +115,7 @@ def labelled_rows(
             key, here = (source, language, row.row_id), where(place, row)
             known = row.row_id is not None and row.part == 0
             if known and ids.setdefault(key, here) != here:
-                raise CorpusError(f"{here}: id '{row.row_id}' again, it was in {ids[key]}")
+                raise CorpusError(f"{here}: id {row.row_id!r:.60} again, it was in {ids[key]}")
             if not squeeze(row.content):
                 counts["empty"] += 1
                 continue
@@ -302,7 +303,7 @@ def _places_of(source: SourceConfig) -> Iterator[Place]:
             yield Place(name, "hub", *columns, language, subset, source.split, **more)
     for path in expand(source.path) if source.path is not None else []:
         kind = format_of(path) if source.format == "auto" else source.format
-        pure = PurePosixPath(path.partition("?")[0] if "://" in path else path)
+        pure = PurePosixPath(redact(path.partition("?")[0] if "://" in path else path))
         language = _language(source, {"stem": pure.stem, "parent": pure.parent.name})
         yield Place(path, kind, *columns, language, **more)
 

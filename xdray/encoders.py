@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 from xdray.errors import ConfigError
 from xdray.learner import quiet_transformers
 from xdray.task import Task
+from xdray.weights import loading, trusted
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
 
@@ -23,7 +24,9 @@ def load_encoder(folder: str, task: Task, dropout: float) -> Any:
     """Load an encoder under a fresh head for a task. Raises ConfigError."""
     try:
         with quiet_transformers():
-            shape = AutoConfig.from_pretrained(folder, **task.model_settings)
+            shape = AutoConfig.from_pretrained(
+                folder, trust_remote_code=trusted("remote_code"), **task.model_settings
+            )
             for name in DROPOUTS:
                 if hasattr(shape, name):
                     setattr(shape, name, dropout)
@@ -31,7 +34,7 @@ def load_encoder(folder: str, task: Task, dropout: float) -> Any:
                 folder,
                 config=shape,
                 dtype=torch.float32,
-                use_safetensors=True,
+                **loading(),
                 ignore_mismatched_sizes=True,
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -46,9 +49,7 @@ def cut_encoder(folder: str, layers: Sequence[int], teacher_ids: Tensor) -> PreT
     """
     try:
         with quiet_transformers():
-            model = transformers.AutoModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True
-            )
+            model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, **loading())
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{folder}: no encoder can be loaded from it: {reason}") from error

@@ -114,7 +114,7 @@ def read_lengths(
     part = LOGITS if own is None else tokens_part(fingerprint(load_tokenizer(own)))
     shard_ids = tuple(shard.shard_id for shard in shards)
     if Path(run.path("targets.json")).is_file():
-        view = TargetView.load(run.path())
+        view = TargetView.load(run.path(), store.uri)
         if (view.key, view.shard_ids, view.text) == (store.key, shard_ids, part):
             return view
     run.console.say(f"tokens: {len(shards)} shards to read, for their lengths")

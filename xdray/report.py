@@ -42,6 +42,7 @@ from xdray.figures import (
 )
 from xdray.pages import details, fold, page, soft, table, tile
 from xdray.pictures import draw_all, inline
+from xdray.redaction import redacted
 
 LANGUAGES_SHOWN = 12  # on a terminal
 
@@ -93,6 +94,7 @@ def _without_details(system: dict[str, Any]) -> dict[str, Any]:
 
 def write_report(folder: Path, report: Report) -> Path:
     """Write report.html, which needs no other file, and plots/*.svg; return the page's path."""
+    report = redacted(report)
     pictures = draw_all(report)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     for name, svg in pictures.items():
@@ -123,6 +125,7 @@ def model_card(report: Report) -> str:
     """README.md of the student's folder, with the metadata that the Hugging Face Hub reads."""
     from huggingface_hub import EvalResult, ModelCardData
 
+    report = redacted(report)
     name = at(report, "teacher.name")
     languages = at(report, "task.languages") or []
     metrics = metrics_of(report)

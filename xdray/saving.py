@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xdray.errors import ExportError
 from xdray.learner import logits_of, quiet_transformers
 from xdray.student import Student
+from xdray.weights import loading
 
 
 def save_student(
@@ -67,15 +68,15 @@ def load_student(folder: str | Path, model_class: str) -> PreTrainedModel:
     """
     try:
         with quiet_transformers():
-            model, loading = getattr(transformers, model_class).from_pretrained(
-                folder, local_files_only=True, output_loading_info=True
+            model, found = getattr(transformers, model_class).from_pretrained(
+                folder, local_files_only=True, output_loading_info=True, **loading()
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ExportError(f"{folder}: no student can be loaded from it: {reason}") from error
-    if loading["missing_keys"]:
+    if found["missing_keys"]:
         raise ExportError(
-            f"{folder}: weights are missing: {sorted(loading['missing_keys'])}; export it again"
+            f"{folder}: weights are missing: {sorted(found['missing_keys'])}; export it again"
         )
     return model
 

@@ -1,7 +1,6 @@
 """A saved model's folder scored on a labelled split, in whatever runtime."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,9 @@ from xdray.learner import Learner, logits_of, model_inputs
 from xdray.learning import Scorer
 from xdray.saving import load_student
 from xdray.sessions import LocalSession
+from xdray.storage import join
 from xdray.tokens import load_tokenizer
+from xdray.weights import trusted
 
 
 class SplitScorer:
@@ -31,7 +32,9 @@ class SplitScorer:
         if not task.labels:
             task = with_labels(task, LabelSet(names))
         self.mapping = task.labels.mapping_from(names, folder) if task.named_labels else None
-        saved = AutoConfig.from_pretrained(resolve_model(folder), local_files_only=True)
+        saved = AutoConfig.from_pretrained(
+            resolve_model(folder), local_files_only=True, trust_remote_code=trusted("remote_code")
+        )
         self.task = task.as_saved(saved.to_dict())
         self._config, self._tokenizer = config, load_tokenizer(folder)
         self.scorer = self._scorer_of(split)
@@ -93,8 +96,8 @@ def score_model(config: Config, folder: str, split: str) -> dict[str, Any]:
 def evaluate_model(config: Config, model: str | None, split: str) -> dict[str, Any]:
     """Score a model's folder (default: the run's student) on a labelled split of a config."""
     started = time.monotonic()
-    folder = model or str(Path(config.run.folder) / "student")
-    scores = score_model(config, folder, split)
+    place = model or join(config.run.folder, "student")
+    scores = score_model(config, resolve_model(place), split)
     seconds = round(time.monotonic() - started, 2)
-    result = {"model": folder, "split": split, split: scores}
+    result = {"model": place, "split": split, split: scores}
     return {"run_dir": config.run.folder, "seconds": seconds, **result}

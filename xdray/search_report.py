@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from xdray.figures import NONE, Report, count, number, percent, seconds
 from xdray.pages import details, page, soft, table, tile
 from xdray.pictures import inline
+from xdray.redaction import redacted
 from xdray.search_pictures import draw_search, latency_text
 
 Trials = Sequence[Mapping[str, Any]]
@@ -20,6 +21,7 @@ COSTS = ("parameters", "embedding_parameters", "bytes", "latency_ms", "latency_m
 
 def write_search_report(folder: Path, report: Report, trials: Trials) -> Path:
     """Write the tables, plots/*.svg and report.html, which needs no other file; return its path."""
+    report = redacted(report)
     rows = trial_table(trials)
     pq.write_table(rows, folder / "trials.parquet")
     pyarrow.csv.write_csv(rows, folder / "trials.csv")

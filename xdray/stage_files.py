@@ -1,18 +1,17 @@
 """Stages on disk: where one stands; finished ones, NN-NAME/ with weights and row of the report."""
 
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from xdray.errors import TrainingError
 from xdray.learner import Learner
 from xdray.stages import Stage
-from xdray.storage import read_json, write_json
+from xdray.storage import read_object, write_bytes_atomic, write_json
 
 WEIGHTS = "student.safetensors"
 
@@ -31,6 +30,8 @@ class Progress:
     forwarded: int = 0
     """Rows that the teacher was run for meanwhile, where targets are streamed."""
     history: list[dict[str, Any]] = field(default_factory=list)
+    points: list[dict[str, Any]] = field(default_factory=list)
+    """Of the stage's curves (watching.StageWatch)."""
 
 
 def stage_folder(index: int, stage: Stage) -> str:
@@ -42,20 +43,20 @@ def save_stage(student: Learner, folder: Path, row: dict[str, Any]) -> None:
     """Write the weights, then the row, which says that they are whole."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stage.json").unlink(missing_ok=True)
-    partial = folder / f"{WEIGHTS}.partial"
-    save_file({k: v.cpu().contiguous() for k, v in student.state_dict().items()}, partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())  # before the row, also where the power fails
-    partial.replace(folder / WEIGHTS)
+    weights = {k: v.cpu().contiguous() for k, v in student.state_dict().items()}
+    write_bytes_atomic(str(folder / WEIGHTS), save(weights))  # on the disk before the row
     write_json(str(folder / "stage.json"), row)
 
 
 def load_stage(student: Learner, folder: Path, key: str) -> dict[str, Any] | None:
-    """Load a finished stage into the student and return its row; None if none has this key."""
+    """Load a finished stage into the student and return its row; None if none has this key.
+
+    Raises XdrayError for a damaged one.
+    """
     path = folder / "stage.json"
     if not path.is_file():
         return None
-    row = read_json(str(path))
+    row = read_object(str(path), "key")
     if row["key"] != key:
         return None
     _load(student, folder / WEIGHTS)
@@ -71,8 +72,9 @@ def load_last(student: Learner, folder: Path, count: int) -> None:
 def _load(student: Learner, path: Path) -> None:
     try:
         student.load_state_dict(load_file(path))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
         raise TrainingError(
-            f"{path}: missing or damaged ({error}); delete its folder and run the same command "
-            "again, the stage is trained anew"
+            f"{path}: missing, damaged or of another student ({reason:.300}); delete its folder "
+            "and run the same command again, the stage is trained anew"
         ) from error

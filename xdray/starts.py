@@ -18,12 +18,13 @@ from xdray.encoders import cut_encoder, set_embeddings, spaced_layers, token_tab
 from xdray.header import read_header
 from xdray.learner import quiet_transformers
 from xdray.reading import own_tokenizer
-from xdray.storage import file_sizes, fingerprint, read_json, write_json
+from xdray.storage import file_sizes, fingerprint, read_object, write_json
 from xdray.targets import TargetView
 from xdray.task import Task
-from xdray.teacher import embedding_table, model_folder
+from xdray.teacher import embedding_table
 from xdray.tokens import load_tokenizer
 from xdray.vocabulary import prune_tokenizer
+from xdray.weights import model_folder
 
 
 def prepare_start(
@@ -49,7 +50,7 @@ def prepare_start(
         ]
     )
     done = folder / "start.json"  # written last
-    if done.is_file() and read_json(str(done)) == {"key": key, "files": _sizes(folder)}:
+    if done.is_file() and read_object(str(done)) == {"key": key, "files": _sizes(folder)}:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     own = own_tokenizer(config, teacher)

@@ -20,9 +20,11 @@ from urllib.parse import unquote
 
 from xdray.errors import ClusterError, XdrayError
 from xdray.remote import FULL, RemoteFile, delete, file_info, file_system, folder_infos, put
+from xdray.strict_json import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow.fs import FileSystem
 
 LITTLE = 1 << 20
 """Bytes free of a disk that counts as full where a write failed and nobody says why."""
@@ -30,9 +32,12 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def local_path(uri: str) -> Path | None:
-    """Return the local path that `uri` names, None where it is on another file system."""
+    """Return the local path that `uri` names, None where it is on another file system.
+
+    The options of a file:// URI mean nothing.
+    """
     if uri.startswith("file://"):
-        return Path(unquote(uri.removeprefix("file://")))
+        return Path(unquote(uri.removeprefix("file://").partition("?")[0]))
     return None if _SCHEME.match(uri) else Path(uri)
 
 
@@ -70,13 +75,23 @@ def file_sizes(uri: str) -> dict[str, int]:
 
     Takes one pass; on object stores one request for about a thousand files.
     """
+    return {name: size for name, (size, _) in file_facts(uri).items()}
+
+
+def file_facts(uri: str) -> dict[str, tuple[int, int | None]]:
+    """As `file_sizes`: bytes, and ns of the last change where the place tells."""
     if (path := local_path(uri)) is not None:
         files = (entry for entry in path.rglob("*") if entry.is_file())
-        sizes = {str(file.relative_to(path)): file.stat().st_size for file in files}
-        return {name: sizes[name] for name in sorted(sizes) if not is_temporary(name)}
+        stats = {str(file.relative_to(path)): file.stat() for file in files}
+        return {
+            name: (stats[name].st_size, stats[name].st_mtime_ns)
+            for name in sorted(stats)
+            if not is_temporary(name)
+        }
     start = len(file_system(uri)[1].rstrip("/")) + 1
     infos = folder_infos(uri, recursive=True)
-    return {i.path[start:]: i.size for i in sorted(infos, key=lambda i: i.path) if i.is_file}
+    files = sorted((info for info in infos if info.is_file), key=lambda info: info.path)
+    return {info.path[start:]: (info.size, info.mtime_ns) for info in files}
 
 
 def is_temporary(name: str) -> bool:
@@ -127,11 +142,22 @@ def write_json(uri: str, value: Any) -> None:
 def read_json(uri: str) -> Any:
     """Read what `write_json` wrote. Raises FileNotFoundError; XdrayError where it is not JSON."""
     try:
-        return json.loads(read_bytes(uri))
+        return parse_json(read_bytes(uri))
     except ValueError as error:
         raise XdrayError(
             f"{uri}: damaged, not JSON ({error}); delete it and run the same command again"
         ) from error
+
+
+def read_object(uri: str, *keys: str) -> dict[str, Any]:
+    """Read an object that has these keys, as `read_json` does. Raises XdrayError for another."""
+    found = read_json(uri)
+    if not isinstance(found, dict) or not set(keys) <= found.keys():
+        raise XdrayError(
+            f"{uri}: damaged, holds {found!r:.60}, expected an object with {', '.join(keys)}; "
+            "delete it and run the same command again"
+        )
+    return found
 
 
 def delete_tree(uri: str) -> None:
@@ -184,6 +210,15 @@ def fingerprint_files(folder: str, names: Iterable[str]) -> str:
 
 def _reader(source: "pa.NativeFile") -> Callable[[], bytes]:
     return lambda: source.read(1 << 20)
+
+
+def system_of(uri: str) -> "tuple[FileSystem, str]":
+    """File system of a place, local or not, and the path on it."""
+    if (path := local_path(uri)) is None:
+        return file_system(uri)
+    from pyarrow.fs import LocalFileSystem
+
+    return LocalFileSystem(), str(path.resolve())
 
 
 def _replace(path: Path, view: memoryview) -> None:

@@ -5,6 +5,7 @@ same command goes on after a kill. Cells run in a pool of actors.
 """
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,17 +21,20 @@ from xdray.config import Config
 from xdray.configfile import load_config, with_fields
 from xdray.console import Console
 from xdray.errors import ConfigError
+from xdray.finetuning import TeacherLearner
 from xdray.header import read_header
 from xdray.kinds import load_task, with_labels
-from xdray.learning import Lesson, Scorer, finetune
+from xdray.learning import Scorer, finetune
+from xdray.lessons import Lesson
 from xdray.recipes import finetune_stage
 from xdray.resources import pool_plan
 from xdray.sessions import LocalSession
 from xdray.stage_files import load_last
-from xdray.storage import fingerprint, write_bytes_atomic
-from xdray.teacher import TeacherLearner, best_dtype, model_folder, teacher_fingerprint
+from xdray.storage import fingerprint, read_object, write_bytes_atomic
+from xdray.teacher import best_dtype
 from xdray.tokens import fingerprint as tokenizer_fingerprint
 from xdray.tokens import load_tokenizer
+from xdray.weights import model_folder, teacher_fingerprint
 from xdray.workers import enter, keep_few_shapes, trim_memory
 
 NEAR_MNLI = ("mnli", "rte")
@@ -146,6 +150,11 @@ def evaluate_suite(
     """
     started = time.monotonic()
     stems = [Path(path).stem for path in tasks]
+    if wrong := [name for name in encoders if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name)]:
+        raise ConfigError(
+            f"evaluate_suite: an encoder named '{wrong[0]}', expected letters, digits, `._+-`: it "
+            "names a folder"
+        )
     if not stems or len(set(stems)) < len(stems):
         raise ConfigError(f"evaluate_suite: tasks {stems}, expected config files of unlike names")
     cells: list[Cell] = []
@@ -227,7 +236,7 @@ def _known(cell: Cell) -> dict[str, Any] | None:
     path = Path(cell.folder) / "cell.json"
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_object(str(path), "key")
     return found if found["key"] == cell.key else None
 
 

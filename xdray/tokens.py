@@ -18,6 +18,7 @@ import numpy.typing as npt
 from xdray.errors import ConfigError
 from xdray.header import resolve_model
 from xdray.sentences import Content, TextPair, text_of
+from xdray.weights import trusted
 from xdray.wordpieces import tokens_of_words, unlimited
 
 if TYPE_CHECKING:
@@ -54,9 +55,12 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerFast":
 
     path = resolve_model(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        code = trusted("remote_code")
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=code)
         if _lacks_prefix_space(tokenizer):
-            tokenizer = AutoTokenizer.from_pretrained(path, add_prefix_space=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, trust_remote_code=code, add_prefix_space=True
+            )
     except Exception as error:  # tokenizers raises bare Exception on a damaged file
         is_absent = path.startswith((".", "/", "~")) and not Path(path).exists()
         reason = "no such folder" if is_absent else " ".join(str(error).split()).rstrip(".")
@@ -71,6 +75,7 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerFast":
         )
     if _lacks_prefix_space(tokenizer):
         _add_prefix_space(tokenizer)
+    tokenizer.chat_template = None  # an encoder needs none; saved, its names would name files
     return tokenizer
 
 

@@ -4,12 +4,14 @@ import ctypes
 import functools
 import os
 import pickle
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xdray.errors import ClusterError, XdrayError
+from xdray.redaction import redact
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,7 +78,8 @@ class PoolWorker:
         return pa.table({"receipt": pa.array([receipt], pa.large_binary())})
 
     def _receipt(self, index: int, item: Any) -> Any:
-        if self._count_try(index) > MAX_DEATHS:
+        tries = self._count_try(index)
+        if tries > MAX_DEATHS:
             return ClusterError(
                 f"shard {item}: killed its {self._name} {MAX_DEATHS} times, expected a result; "
                 "often memory is short: lower targets.shard_sentences, teacher.batch_tokens or "
@@ -85,10 +88,10 @@ class PoolWorker:
         try:
             receipt = self._worker()(item)
         except Exception as error:
-            traceback.print_exc()  # into the actor's log
+            sys.stderr.write(redact(traceback.format_exc()))  # into the actor's log
             return as_xdray_error(error, f"{self._name}, shard {item}", self._logs)
         self._count_end(index)
-        return {**receipt, "index": index}
+        return {**receipt, "index": index, "tries": tries}
 
 
 def keep_few_shapes() -> None:
