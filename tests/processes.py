@@ -4,21 +4,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 def descendants(of: int | None = None) -> dict[int, str]:
     """Living processes below a process (this one) and what they call themselves."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[0] != "Z":
-            parents[int(entry.name)] = int(fields[1])
+    parents = _parents()
     found: dict[int, str] = {}
     below = {of or os.getpid()}
     while below:
@@ -27,16 +20,20 @@ def descendants(of: int | None = None) -> dict[int, str]:
     return found
 
 
-def of_session(session: int) -> dict[int, str]:
-    """Living processes of a session (setsid), orphans too."""
-    found = {}
+def alive(pids: Iterable[int]) -> set[int]:
+    """Which of these live."""
+    return set(pids) & _parents().keys()
+
+
+def _parents() -> dict[int, int]:
+    found: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # it has ended
             continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found[int(entry.name)] = _title(int(entry.name))
+        if state != "Z":
+            found[int(entry.name)] = int(parent)
     return found
 
 
@@ -62,7 +59,7 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
 
 @contextmanager
 def killer(
-    name: str, moments: Sequence[Callable[[], object]], pause: float = 0.0
+    name: str, moments: Iterable[Callable[[], object]], pause: float = 0.0
 ) -> Iterator[list[int]]:
     """SIGKILL a process below by its title as each moment comes, `pause` seconds later.
 

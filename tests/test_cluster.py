@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import named, wait_until
 
 from xdray.cluster import Cluster, available, fit_on_workers, map_shards
 from xdray.config_cluster import ClusterConfig
@@ -88,6 +89,7 @@ def test_the_item_of_a_killed_actor_is_done_again_and_no_other_is_lost(
     assert marker.exists()
     assert sorted(receipt["item"] for receipt in receipts) == list(range(5))
     assert len({receipt["pid"] for receipt in receipts}) == 2
+    wait_until(lambda: not named("ray::Ledger"), 30, "its ledger outlives the pool")
     assert {receipt["item"]: receipt["tries"] for receipt in receipts} == {
         **dict.fromkeys(range(5), 1),
         2: 2,

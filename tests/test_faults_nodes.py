@@ -42,7 +42,7 @@ def test_a_node_that_dies_in_each_part_changes_nothing(
     tmp_path: Path,
     tell_faults: Callable[..., None],
 ):
-    settings = {**SETTINGS, "targets": {"store": str(tmp_path / "store"), "shard_sentences": 8}}
+    settings = {**SETTINGS, "targets": {"store": str(tmp_path / "store"), "shard_sentences": 16}}
     undisturbed = tiny_at(tmp_path / "undisturbed", training=_training(0), **settings)
     report = distill(undisturbed)
     settings["targets"] |= {"store": str(tmp_path / "store-killed")}
@@ -64,7 +64,7 @@ def test_a_node_that_dies_in_each_part_changes_nothing(
     driver = _start(path, out, RAY_ADDRESS=nodes.address)
     parts: list[tuple[str, dict[str, Any], Callable[[], Any]]] = [
         ("a", TEACHER, lambda: len(list(store.rglob("*.parquet"))) >= 8),
-        ("c", STUDENT, _checkpoints(tmp_path / "run")(2)),
+        ("c", STUDENT, _checkpoints(tmp_path / "run")(3)),
         ("b", TEACHER, lambda: "scoring dev and test" in log.read_text()),
     ]
     try:

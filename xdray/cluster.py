@@ -234,15 +234,18 @@ def _map_window(
         fn_constructor_kwargs={
             "worker_class": worker_class,
             "worker_kwargs": worker_kwargs,
-            "count_try": functools.partial(_count_try, ledger),
+            "count_try": lambda index: ray.get(ledger.begin.remote(index)),
             "count_end": ledger.end.remote,
             "folder": str(Path.cwd()),
             "logs": _logs(),
         },
     )
-    batch: Any
-    for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from (pickle.loads(row) for row in batch["receipt"].to_pylist())
+    found: Any = receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    try:
+        for batch in found:
+            yield from (pickle.loads(row) for row in batch["receipt"].to_pylist())
+    finally:
+        ray.kill(ledger)  # Ray keeps one for ever when a process that knew it was killed
 
 
 def _make_ledger() -> Any:
@@ -252,12 +255,6 @@ def _make_ledger() -> Any:
 
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0, scheduling_strategy=here)(Ledger).remote()
-
-
-def _count_try(ledger: Any, index: int) -> Any:
-    import ray
-
-    return ray.get(ledger.begin.remote(index))
 
 
 def fit_on_workers(
@@ -309,9 +306,11 @@ def fit_on_workers(
     trainer._register_sigint_handler = lambda controller: None  # Ray's ends with status 0
     try:
         value = trainer.fit().return_value
+        failure: Any = ray.get(ledger.error.remote())
     except Exception as error:
         raise as_xdray_error(error, f"run {name}", _logs()) from error
-    failure: Any = ray.get(ledger.error.remote())
+    finally:
+        ray.kill(ledger)
     if failure is not None:
         raise failure
     return value

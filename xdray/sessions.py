@@ -148,7 +148,7 @@ class RaySession:
     def latest_checkpoint(self) -> str | None:
         """Return the last checkpoint that Ray Train recorded; downloaded where it is remote."""
         if self.rank == 0:  # what a killed worker of this run was writing on this machine
-            for draft in Path(tempfile.gettempdir()).glob(f"{self.draft}*"):
+            for draft in Path(tempfile.gettempdir()).glob(f"{draft_name(self.run_folder)}*"):
                 shutil.rmtree(draft, ignore_errors=True)
         checkpoint = self.train.get_checkpoint()
         if checkpoint is None:
@@ -160,15 +160,14 @@ class RaySession:
         if self.rank > 0:
             self.train.report(metrics)
             return
-        with tempfile.TemporaryDirectory(prefix=self.draft) as folder:
+        with tempfile.TemporaryDirectory(prefix=draft_name(self.run_folder)) as folder:
             write(Path(folder))
             self.train.report(metrics, checkpoint=self.train.Checkpoint.from_directory(folder))
 
-    @property
-    def draft(self) -> str:
-        """How the names of the temporary folders of this run begin."""
-        name = hashlib.blake2b(self.run_folder.encode(), digest_size=8).hexdigest()
-        return f"xdray-checkpoint-{name}-"
+
+def draft_name(run_folder: str) -> str:
+    """How the names of the temporary folders begin where a run's checkpoints are written."""
+    return f"xdray-checkpoint-{hashlib.blake2b(run_folder.encode(), digest_size=8).hexdigest()}-"
 
 
 def _to_disk(path: Path) -> None:
