@@ -161,7 +161,9 @@ def count_steps(settings: dict[str, Any], session: Session) -> dict[str, Any]:
 def test_two_workers_survive_a_kill_and_the_same_name_goes_on(cluster: Cluster, tmp_path: Path):
     plan, marker = dataclasses.replace(PLAN, workers=2), tmp_path / "killed"
     settings = {"steps": 3, "dies_after": 1, "marker": str(marker)}
+    interrupt = signal.getsignal(signal.SIGINT)
     run = fit_on_workers(cluster, count_steps, settings, plan, str(tmp_path), "run", 1)
+    assert signal.getsignal(signal.SIGINT) is interrupt  # Ray's would end with status 0
     assert marker.exists()
     assert 1 <= run["first"] <= 2  # not from the start
     assert run["total"] == 3.0  # 1 + 2: they talk to each other

@@ -9,9 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import MakeConfig
 
-from xdray.configfile import dump_config
 from xdray.signals import Terminated, before_leaving, leaving, unbroken
 
 SIGNALS = [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
@@ -72,11 +70,8 @@ def test_saving_is_for_signals_not_for_errors():
     assert saved == ["signal"]
 
 
-def test_sigterm_before_anything_has_started_ends_with_a_last_line(
-    tiny: MakeConfig, tmp_path: Path
-):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(dump_config(tiny("run")))
+def test_sigterm_before_anything_has_started_ends_with_a_last_line(tmp_path: Path):
+    path = Path(__file__).parents[1] / "configs" / "tiny.yaml"
     with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
         job = subprocess.Popen(
             [sys.executable, "-c", SLOW_IMPORT, "distill", str(path)],
