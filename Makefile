@@ -10,17 +10,20 @@ INSTALLED := $(VENV)/.installed
 PYTHONS := python3.11 python3 python3.12 python3.13 python3.14
 CODE := xdray jobs tests benchmarks
 SAMPLE := sample/quickstart
+FUZZ := 10000
+SEED := 0
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # else pyright asks PyPI whether there is a newer pyright
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install quickstart test test-fast test-all check check-deps fix clean
+.PHONY: help install quickstart test test-fast test-all test-faults soak fuzz check check-deps fix clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "targets: install quickstart test test-fast test-all check check-deps fix clean"
+	@echo "targets: install quickstart test test-fast test-all test-faults soak fuzz check check-deps" \
+	  "fix clean"
 
 install: $(INSTALLED)
 
@@ -47,13 +50,24 @@ quickstart: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python jobs/distill.py configs/quickstart.yaml
 
 test: $(INSTALLED)  # with real Ray, under 12 minutes on two cores
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not faults'
 
 test-fast: $(INSTALLED)  # without Ray, under a minute
-	$(BIN)/python -m pytest -m 'not cluster and not slow'
+	$(BIN)/python -m pytest -m 'not cluster and not slow and not faults'
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not faults'
+
+test-faults: $(INSTALLED)  # SIGKILL, damage, full disks; ends with a table of what was survived
+	$(BIN)/python -m pytest -m faults
+
+MINUTES := 15
+soak: $(INSTALLED)  # annotate, train, kill, again: make soak MINUTES=2
+	$(BIN)/python benchmarks/soak.py $(MINUTES)
+
+fuzz: $(INSTALLED)  # so many damaged inputs a reader, others with another SEED; prints the counts
+	XDRAY_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_files.py \
+	  --hypothesis-seed=$(SEED)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check $(CODE)

@@ -32,7 +32,6 @@ from xdray.distillation import (
     distill,
     make_lesson,
     make_teacher,
-    read_corpus,
     settled,
     train,
 )
@@ -45,6 +44,7 @@ from xdray.recipes import plan_stages
 from xdray.resources import ResourcePlan, Resources
 from xdray.runs import open_run
 from xdray.sessions import LocalSession
+from xdray.splits import read_corpus
 from xdray.stages import needed_layers
 from xdray.starts import prepare_start
 from xdray.teacher import DTYPES, best_dtype, load_teacher

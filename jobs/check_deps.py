@@ -34,15 +34,8 @@ def main() -> int:
     found = conflicts.stdout.splitlines() if conflicts.returncode else []
     audited, packages, tried = 0, 0, []
     for source in ("pypi", "osv"):
-        options = (
-            "--vulnerability-service",
-            source,
-            "--format",
-            "json",
-            "--progress-spinner",
-            "off",
-        )
-        answer = run("pip_audit", "--skip-editable", *options)
+        options = f"--vulnerability-service {source} --format json --progress-spinner off"
+        answer = run("pip_audit", "--skip-editable", *options.split())
         try:
             dependencies = json.loads(answer.stdout)["dependencies"]
         except ValueError:

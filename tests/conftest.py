@@ -18,10 +18,14 @@ os.environ.pop("RAY_ADDRESS", None)  # never join the cluster that a shell happe
 import importlib
 import json
 import logging
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import faulty_files
+import fsspec
+import fuzzing
 import pytest
 
 from xdray.config import Config, TaskConfig
@@ -31,6 +35,7 @@ from xdray.labels import LabelSet, label_set_of
 from xdray.sample import tiny_corpus
 from xdray.task import Task
 
+ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "deberta-v2")
 VOCABULARY = 400
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
@@ -51,6 +56,13 @@ def tagging_task(labels: LabelSet | None = None, **settings: Any) -> Task:
 
 MakeTeacher = Callable[..., Path]
 MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture
+def nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Fail where a test, or a library that it calls, prints anything."""
+    yield
+    assert tuple(capfd.readouterr()) == ("", "")
 
 
 @pytest.fixture(scope="session")
@@ -127,15 +139,21 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, tiny_text: Path, tiny_teacher: Path, store: Path) -> MakeConfig:
+def tiny(tmp_path: Path, tiny_at: MakeConfig) -> MakeConfig:
     """Return a maker of small configs: tiny(folder, section={...})."""
+    return lambda folder, **sections: tiny_at(tmp_path / folder, **sections)
 
-    def make(folder: str, **sections: Any) -> Config:
+
+@pytest.fixture(scope="session")
+def tiny_at(tiny_text: Path, tiny_teacher: Path, store: Path) -> MakeConfig:
+    """Return a maker of small configs with their run folders anywhere."""
+
+    def make(folder: Path, **sections: Any) -> Config:
         def labelled(split: str) -> dict[str, str]:
             return {"path": f"{tiny_text}/{split}/*.conll", "language": "{stem}"}
 
         values: dict[str, Any] = {
-            "run": {"folder": str(tmp_path / folder)},
+            "run": {"folder": str(folder)},
             "data": {split: labelled(split) for split in ("train", "dev", "test")},
             "tokens": {"max_length": 48},
             "teacher": {"model": str(tiny_teacher)},
@@ -169,6 +187,75 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of each curve in the one TensorBoard file of a folder, as they stand there.
+
+    A file is records: length, its checksum, an Event, its checksum. The first says the version.
+    """
+    from tensorboardX.proto import event_pb2
+
+    protos: Any = event_pb2
+    (path,) = folder.iterdir()
+    assert path.name.startswith("events.out.tfevents.")  # else TensorBoard does not see it
+    data, events = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        events.append(protos.Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    assert events[0].file_version == "brain.Event:2"
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for event in events[1:]:
+        for value in event.summary.value:
+            curves.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return curves
+
+
+@pytest.fixture(scope="session")
+def faulty_ray(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """The same Ray; here and in its workers faulty:// is a file system that fails as it is told."""
+    folder = tmp_path_factory.mktemp("path")
+    faulty_files.install(folder)
+    fsspec.register_implementation("faulty", faulty_files.FaultyFiles, clobber=True)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), str(ROOT), before]))
+    yield request.getfixturevalue("ray_session")
+    os.environ["PYTHONPATH"] = before or ""
+
+
+_FAULTS: list[tuple[str, int, int, int]] = []
+
+
+@pytest.fixture
+def tell_faults() -> Callable[..., None]:
+    """Return a recorder of faults that happened: tell_faults(what, survived=0, refused=0).
+
+    refused: those that ended in the stated clear error. The table is printed at the end.
+    """
+
+    def tell(what: str, survived: int = 0, refused: int = 0) -> None:
+        _FAULTS.append((what, survived + refused, survived, refused))
+
+    return tell
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what fuzzed readers made of their inputs, and which faults were survived."""
+    for reader, its in sorted(fuzzing.COUNTS.items()):
+        counts = f"accepted {its['accepted']:7,} refused {its['refused']:7,}"
+        terminalreporter.write_line(f"fuzzed {reader:20} {counts}")
+    if not _FAULTS:
+        return
+    lines = ["| what | faults | survived | ended in the stated error |", "|---|---|---|---|"]
+    rows: dict[str, list[int]] = {}
+    for what, *counts in _FAULTS:
+        rows[what] = [a + b for a, b in zip(rows.get(what, [0, 0, 0]), counts, strict=True)]
+    rows["all"] = [sum(counts) for counts in zip(*rows.values(), strict=True)]
+    lines += [f"| {what} | {' | '.join(map(str, counts))} |" for what, counts in rows.items()]
+    terminalreporter.write_line("\n".join(["", *lines]))
 
 
 def _lines(text: Path) -> list[str]:

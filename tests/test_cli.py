@@ -48,6 +48,49 @@ def test_a_plan_starts_nothing_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+FLEET = ["--plan", "--cluster", "2x8xH100+1x32cpu"]
+
+
+def test_a_plan_for_a_cluster_says_who_sits_where_and_which_labels_it_cannot_know(
+    config: str, capsys: pytest.CaptureFixture[str]
+):
+    args = ["cluster.teacher_labels.pool=teacher", "training.workers=[2, 4]"]
+    assert main(["distill", config, *FLEET, "targets.shard_sentences=16", *args]) == 0
+    printed = capsys.readouterr().out
+    plan = json.loads(printed.splitlines()[-1])["plan"]
+    assert [row["training workers"] for row in plan["seats"]] == ["4", "0"]
+    assert [int(row["teacher actors"]) > 2 for row in plan["seats"]] == [True, False]
+    assert "label pool: --cluster does not say it" in printed
+    assert "actors first, workers when they are done" in printed
+
+
+def test_a_plan_for_a_cluster_does_not_ask_for_room_on_this_machine(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    huge = tmp_path / "huge.txt"
+    huge.write_text("Anna lives in Lyon .\n" * 2000)
+    os.truncate(huge, 2**40)  # a hole on the disk: only its size is looked at
+    args = ["distill", config, f"data.transfer.sources={huge}"]
+    streamed = "targets.delivery=streamed"
+    assert main([*args, "--plan"]) == 1
+    assert "its disk has" in _last(capsys)[0]["error"]["message"]
+    assert main([*args, "--plan", streamed, "cluster.object_store_gib=0.0001"]) == 1
+    assert "cluster.object_store_gib" in _last(capsys)[0]["error"]["message"]
+    for more in ([], [streamed, "cluster.object_store_gib=0.0001"]):
+        assert main([*args, *FLEET, *more]) == 0
+        assert _last(capsys)[0]["plan"]["transfer"]["sentences~"] > 10**10
+
+
+def test_a_cluster_to_plan_for_is_no_cluster_to_search_on(
+    config: str, capsys: pytest.CaptureFixture[str]
+):
+    space = "search={space: {student.hidden: [4, 8]}}"
+    assert main(["tune", config, space, "--cluster", "4x8xH100"]) == 1
+    assert "a cluster to plan for" in _last(capsys)[0]["error"]["message"]
+    assert main(["tune", config, space, *FLEET]) == 0
+    assert _last(capsys)[0]["plan"]["run"]["devices"]["available"]["gpus"] == 16
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

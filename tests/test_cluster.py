@@ -88,6 +88,10 @@ def test_the_item_of_a_killed_actor_is_done_again_and_no_other_is_lost(
     assert marker.exists()
     assert sorted(receipt["item"] for receipt in receipts) == list(range(5))
     assert len({receipt["pid"] for receipt in receipts}) == 2
+    assert {receipt["item"]: receipt["tries"] for receipt in receipts} == {
+        **dict.fromkeys(range(5), 1),
+        2: 2,
+    }
 
 
 @pytest.mark.cluster
@@ -183,7 +187,7 @@ def test_our_error_in_one_of_two_workers_ends_the_run_without_a_second_try(
 def test_max_resources_are_believed_without_asking_the_cluster(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     grown = ClusterConfig.model_validate({"max_resources": {"CPU": 512, "GPU": 64}})
-    assert available(grown) == Resources(512, 64, "cluster.max_resources")
+    assert available(grown) == Resources(512, 64, "cluster.max_resources", grows=True)
     with pytest.raises(ClusterError, match=r"^RAY_ADDRESS: nothing answers at 127.0.0.1:1"):
         available(ClusterConfig.model_validate({"max_resources": {"GPU": 64}}))
 

@@ -1,5 +1,7 @@
 """The config: what is refused, with which words, and that it comes back as it was written."""
 
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -39,7 +41,7 @@ def path(tmp_path: Path) -> str:
             "teacher={finetune: {encoder: e, fresh: true}}",
             "fresh: true with freeze_embeddings: true",
         ),
-        ("teacher.replicas=0", "expected 'auto' or 1 and more"),
+        ("teacher.replicas=0", "expected 'auto', 1 and more, or [least, most]"),
         ("data.transfer={sources: t.txt, alpha: 0.5}", "alpha = 0.5 shares out `sentences`"),
         ("data.train={hub: conll}", "a `hub` source needs its `split`"),
         ("training.workers=-1", "training.workers is -1"),
@@ -206,3 +208,104 @@ def test_the_keys_of_the_config_are_a_decision():
         ),
     }
     assert sections == expected
+
+
+# from strangers, and damaged
+
+
+def unfolding(depth: int) -> str:
+    """A line that stands for nine times as much as the one before it, and so on."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    for level in range(1, depth):
+        lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{unfolding(12)}\nrun: {{folder: *a11}}", "more than 50 values inside .*, or 100,000"),
+        ("a: &a [*a]", "more than 50 values inside one another"),
+        ("a: " + "[" * 2000, "more than 50 brackets inside one another"),
+        ("a:\n" + "- " * 5000, "recursion"),
+        ("a: " + "9" * 5000, "4300 digits"),
+        ("a: " + "x" * 200_000, "more than 100,000 characters"),
+        ("a: 2024-99-01", "month must be"),
+        ("a: !!bool maybe", "maybe"),
+        ("a: !!int x", "invalid literal"),
+    ],
+)
+def test_yaml_made_to_break_its_reader_is_refused(tmp_path: Path, text: str, message: str):
+    file = tmp_path / "x.yaml"
+    file.write_text(f"{MINIMAL.replace('runs/x', '*a11' if 'a11' in text else 'x')}\n{text}")
+    if "a11" in text:
+        file.write_text(text)
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=rf"x\.yaml: not a config in YAML: .*({message})"):
+        load_config(str(file))
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:os.mkdir [CANARY]",
+        "!!python/object/new:os.mkdir [CANARY]",
+        "!!python/object/apply:subprocess.run [[mkdir, CANARY]]",
+        "!!python/name:os.mkdir",
+        "!other x",
+    ],
+)
+def test_tags_of_yaml_run_nothing(path: str, tmp_path: Path, value: str):
+    text = value.replace("CANARY", str(tmp_path / "canary"))
+    with pytest.raises(ConfigError, match="could not determine a constructor for the tag"):
+        load_config(path, [f"run.seed={text}"])
+    Path(path).write_text(f"{MINIMAL}\ntokens: {text}")
+    with pytest.raises(ConfigError, match="could not determine a constructor for the tag"):
+        load_config(path)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rate=.inf", "inf is no number"),
+        ("task.null_margin=.nan", "nan is no number"),
+        ("run.seed=18446744073709551616", "more than 64 bits"),
+        ("run.folder=2024-01-01", "put it in quotes"),
+        ('run.folder="a\\0b"', "a character that no text has"),
+        ('run.folder="a\\ud800b"', "a character that no text has"),
+        ("search={space: {student.hidden: [!!binary aGk=]}}", "put it in quotes"),
+        (f"data.train.{'9' * 5000}.path=x", "is not a section|no entry"),
+    ],
+)
+def test_values_that_no_config_holds_are_refused(path: str, override: str, message: str):
+    Path(path).write_text(MINIMAL.replace("train: a.conll", "train: [a.conll]"))
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, [override])
+
+
+def test_an_override_changes_one_place_of_an_alias(path: str):
+    data = "{train: &a {path: a.conll}, dev: b.conll, test: c.conll, transfer: {sources: *a}}"
+    Path(path).write_text(f"run: {{folder: x}}\ndata: {data}\nteacher: {{model: m}}")
+    config = load_config(path, ["data.train.path=z.conll"])
+    assert config.data.train[0].path == "z.conll"
+    assert config.data.transfer.sources[0].path == "a.conll"
+
+
+def test_a_source_beside_sources_is_not_left_out_silently(path: str):
+    with pytest.raises(ConfigError, match=r"name `sources`, or one source's `path`"):
+        load_config(path, ["data.transfer={path: a.txt, sources: [b.txt]}"])
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", "a\nb"])
+def test_a_stage_cannot_name_a_folder_outside_the_run(path: str, name: str):
+    stage = json.dumps([{"name": name, "terms": [{"loss": "logits", "split": "transfer"}]}])
+    with pytest.raises(ConfigError, match=r"recipe\.stages\.0\.name = "):
+        load_config(path, [f"recipe={stage}"])
+
+
+def test_a_message_about_a_long_value_is_short(path: str):
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [f"student.hidden={'x' * 50_000}"])
+    assert len(str(caught.value)) < 400

@@ -6,7 +6,15 @@ import pytest
 
 from tests.test_resources import config, machine
 from xdray.errors import ClusterError
-from xdray.fleet import TYPE_LABEL, Nodes, read_fleet, resources_of, seats
+from xdray.fleet import (
+    TYPE_LABEL,
+    Nodes,
+    read_fleet,
+    resources_of,
+    seats,
+    selects,
+    unseen_labels,
+)
 from xdray.resources import fit_plan
 
 H100 = {TYPE_LABEL: "H100"}
@@ -64,3 +72,42 @@ def test_without_gpus_actors_go_where_cpus_are():
     plan = fit_plan(config(teacher={"replicas": 10}), None, machine(40))
     rows = seats(read_fleet("1x8xH100+2x4cpu"), plan, False)
     assert [row["teacher actors"] for row in rows] == ["2", "8"]
+
+
+@pytest.mark.parametrize(
+    ("selector", "picked"),
+    [
+        ("L4", {"L4"}),
+        ("!L4", {"A10G", "H100", ""}),
+        ("in(L4, A10G)", {"L4", "A10G"}),
+        ("!in(L4,A10G)", {"H100", ""}),
+    ],
+)
+def test_a_label_is_selected_as_ray_does(selector, picked):
+    assert {name for name in ("L4", "A10G", "H100", "") if selects(selector, name)} == picked
+
+
+def test_a_selector_of_several_types_seats_on_each_of_them():
+    sections = {
+        "cluster": {"teacher_labels": {TYPE_LABEL: "!H100"}, "training_labels": H100},
+        "teacher": {"replicas": 6},
+        "training": {"workers": 8},
+    }
+    assert seated("1x8xH100+1x4xL4+1x4xA10G", **sections) == [(0, 8), (4, 0), (2, 0)]
+
+
+def test_of_a_range_as_many_are_seated_as_the_labelled_nodes_hold():
+    sections = {"cluster": {"training_labels": H100}, "training": {"workers": [4, 32]}}
+    assert seated("1x8xH100+3x8xL4", **sections)[0][1] == 8
+    sections["training"] = {"workers": [9, 32]}
+    with pytest.raises(ClusterError, match=r"worker.* on nodes with .* H100"):
+        seated("1x8xH100+3x8xL4", **sections)
+
+
+def test_labels_of_which_the_fleet_says_nothing_are_named():
+    labels = {
+        "teacher_labels": {"pool": "teacher", TYPE_LABEL: "L4"},
+        "training_labels": {"a": "b"},
+    }
+    plan = fit_plan(config(cluster=labels), None, resources_of(read_fleet("1x8xL4")))
+    assert unseen_labels(plan) == ["a", "pool"]

@@ -50,6 +50,35 @@ def test_a_folder_that_is_no_model_is_refused_by_name(tmp_path: Path, content: s
         read_header(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model_type": ["bert"]},
+        {"hidden_size": "8"},
+        {"hidden_size": -8},
+        {"hidden_size": True},
+        {"num_attention_heads": "2"},
+        {"embedding_size": [4]},
+        {"max_position_embeddings": "x", "model_type": "roberta"},
+        {"id2label": ["O"]},
+        {"id2label": {"x": "O"}},
+        {"id2label": {"0": 5}},
+        {"id2label": {"0": "O", "00": "B-X"}},
+        {"id2label": {"9" * 5000: "O"}},
+    ],
+)
+def test_a_header_of_other_types_is_refused_by_name(tmp_path: Path, changed: dict[str, Any]):
+    values = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 9}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_header(str(tmp_path)).width == 8
+    (tmp_path / "config.json").write_text(json.dumps({**values, **changed}))
+    with pytest.raises(ConfigError, match=r"config\.json: "):
+        read_header(str(tmp_path))
+    (tmp_path / "config.json").write_text("[" * 5000)
+    with pytest.raises(ConfigError, match=r"config\.json: not a model's"):
+        read_header(str(tmp_path))
+
+
 def test_a_package_that_is_not_installed_is_named():
     with pytest.raises(ConfigError, match="no Python package 'no_such_package'"):
         resolve_model("package:no_such_package/model")

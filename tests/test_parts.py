@@ -1,8 +1,10 @@
 """parts: what a file of the store holds, and whatever can be wrong with it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -155,3 +157,69 @@ def test_verifying_reads_all_and_compares_sentence_ids(tmp_path: Path) -> None:
     swapped = [NAMES[1], NAMES[0], *NAMES[2:]]
     with pytest.raises(TargetsError, match="sentence ids of another shard"):
         logits_file(tmp_path, names=swapped).verify()
+
+
+def respelt(file: PartFile, footer: object = None, **columns: pa.Array) -> None:
+    """Write a file anew, whole, with another footer or other columns."""
+    table = pq.read_table(file.uri)
+    metadata = table.schema.metadata or {}
+    for name, column in columns.items():
+        table = table.set_column(table.column_names.index(name), name, column)
+    text = metadata[b"xdray"] if footer is None else json.dumps(footer)
+    pq.write_table(table.replace_schema_metadata({"xdray": text}), file.uri, compression="none")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"width": None},
+        {"width": -1},
+        {"width": 10**12},
+        {"width": "5"},
+        {"tokens": True},
+        {"codec": "float32"},
+        {"codec": 3},
+        {"cut_words": None},
+    ],
+)
+def test_a_footer_that_no_store_wrote_is_refused(tmp_path: Path, changed: dict) -> None:
+    file = hidden_file(tmp_path)
+    footer = {name: its for name, its in file.footer().items() if name != "bytes"}
+    respelt(file, footer | changed)
+    for read in (file.verify, lambda: file.hidden(LENGTHS)):
+        with pytest.raises(TargetsError, match=r"hidden-4-int8\.parquet: damaged"):
+            read()
+    respelt(file, {name: its for name, its in footer.items() if name not in changed})
+    with pytest.raises(TargetsError, match="damaged"):
+        file.hidden(LENGTHS)
+
+
+def test_a_footer_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    file = hidden_file(tmp_path)
+    respelt(file, [])
+    with pytest.raises(TargetsError, match="damaged"):
+        file.footer()
+
+
+def test_columns_of_other_types_are_refused(tmp_path: Path) -> None:
+    file = logits_file(tmp_path)
+    lengths = pa.array(LENGTHS.astype(np.int32))
+    wrong = [
+        {"length": pa.nulls(600, pa.int32())},
+        {"length": lengths.cast(pa.float32())},
+        {"length": pa.array(LENGTHS.astype(np.int32) - 65536)},
+        {"length": pa.array([str(its) for its in LENGTHS])},
+    ]
+    for columns in wrong:
+        respelt(logits_file(tmp_path), **columns)
+        for read in (file.lengths, file.verify, lambda: file.read(["ids"], LENGTHS)):
+            with pytest.raises(TargetsError, match="damaged"):
+                read()
+    blobs = pq.read_table(logits_file(tmp_path).uri)["ids"]
+    for column in (pa.nulls(600), pa.array(["x"] * 600), blobs.cast(pa.binary())):
+        respelt(logits_file(tmp_path), ids=column)
+        with pytest.raises(TargetsError, match="damaged"):
+            file.verify()
+    respelt(logits_file(tmp_path), sentence_id=pa.array([b"\xff"] * 600).view(pa.string()))
+    with pytest.raises(TargetsError, match="damaged"):
+        file.verify()

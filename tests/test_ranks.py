@@ -13,6 +13,7 @@ from torch import distributed, multiprocessing
 from xdray.batches import collate
 from xdray.config import Config
 from xdray.configfile import make_config
+from xdray.exchange import add_up_rows
 from xdray.hidden import Hidden
 from xdray.kinds import load_task
 from xdray.recipes import plan_stages
@@ -81,8 +82,13 @@ def some_tokens(layers: Any) -> Tokens:
     return tokens
 
 
-def train(rank: int, world_size: int, name: str, encoder: str, folder: str) -> None:
-    """Two steps of each stage; rank 0 writes the weights."""
+def train(
+    rank: int, world_size: int, name: str, encoder: str, folder: str, short: int | None = None
+) -> None:
+    """Two steps of each stage; rank 0 writes the weights.
+
+    short: rank whose memory holds one sentence and no more.
+    """
     torch.set_num_threads(1)
     if world_size > 1:
         store = f"file://{folder}/store-{name.replace(' ', '-')}"
@@ -103,6 +109,8 @@ def train(rank: int, world_size: int, name: str, encoder: str, folder: str) -> N
         teacher_heads=2,
     ).train()
     tokens = task.mark(some_tokens(needed_layers(stages)))
+    if short == rank:
+        student.observe = short_of_memory(student.observe)
     for stage in stages:
         session: Any = Rank(rank, world_size)
         stepper = Stepper(student, stage, task, config.training, session)
@@ -113,11 +121,43 @@ def train(rank: int, world_size: int, name: str, encoder: str, folder: str) -> N
             stepper.variances.fill_(2.0)
         for step in range(2):
             stepper.step([dict.fromkeys(stage.splits, batch)], 1e-3, step)
+        assert stepper.parts == (1 if short is None else 4 // world_size)
     if rank == 0:
         torch.save(student.state_dict(), Path(folder) / f"{world_size}.pt")
     if world_size > 1:
         distributed.barrier()
         os._exit(0)
+
+
+def short_of_memory(observe: Any) -> Any:
+    def observe_one(input_ids: torch.Tensor, *others: Any) -> Any:
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return observe(input_ids, *others)
+
+    return observe_one
+
+
+def exchange(rank: int, folder: str, rows: int) -> None:
+    store = f"file://{folder}/store-{rows}"
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    ids = [torch.tensor([[1, 2], [2, 0]]), torch.tensor([[3]])] if rank else [torch.tensor([[2]])]
+    gradient = torch.zeros(rows, 3)
+    for seen in ids:
+        gradient.index_add_(0, seen.flatten(), torch.full((seen.numel(), 3), 1.0 + rank))
+    add_up_rows(gradient, ids)
+    torch.save(gradient, Path(folder) / f"{rank}-{rows}.pt")
+    distributed.barrier()
+    os._exit(0)
+
+
+@pytest.mark.parametrize("rows", [5, 1000])  # all of them travel, or those that were looked up
+def test_gradients_of_rows_are_added_up(rows: int, tmp_path: Path):
+    multiprocessing.spawn(exchange, args=(str(tmp_path), rows), nprocs=2)
+    expected = torch.zeros(rows, 3)
+    expected[:4] = torch.tensor([[2.0], [2.0], [5.0], [2.0]])
+    for rank in (0, 1):
+        assert torch.load(tmp_path / f"{rank}-{rows}.pt").equal(expected)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -131,3 +171,27 @@ def test_two_ranks_end_with_the_weights_of_one(
     assert one.keys() == two.keys()
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_batch_that_memory_does_not_hold_is_taken_in_parts(
+    name: str, make_teacher: MakeTeacher, tmp_path: Path
+):
+    encoder = str(make_teacher("bert"))
+    for place, arguments in (("whole", (None,)), ("parts", (0,))):
+        (tmp_path / place).mkdir()
+        train(0, 1, name, encoder, str(tmp_path / place), *arguments)
+    whole, parts = (torch.load(tmp_path / place / "1.pt") for place in ("whole", "parts"))
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, atol=1e-5, rtol=1e-4)
+
+
+def test_where_one_rank_is_short_of_memory_all_take_the_step_again(
+    make_teacher: MakeTeacher, tmp_path: Path
+):
+    name, encoder = "an encoder with a pooler", str(make_teacher("bert"))
+    train(0, 1, name, encoder, str(tmp_path))
+    multiprocessing.spawn(train, args=(2, name, encoder, str(tmp_path), 1), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{size}.pt") for size in (1, 2))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=1e-5, rtol=1e-4)

@@ -1,5 +1,6 @@
 """Rows out of every format: what counts as one, where it lies, and what is refused."""
 
+import importlib
 import json
 import pickle
 from pathlib import Path
@@ -243,6 +244,21 @@ def test_hub_data_set_without_the_split_or_at_all_is_refused(tmp_path, monkeypat
         rows_of(place(tmp_path / "empty", "hub", split="train"))
 
 
+@pytest.mark.parametrize(
+    "head", ["[", "x: !!python/object/apply:os.mkdir [CANARY]", "dataset_info: {features: 3}"]
+)
+def test_a_hub_data_set_with_a_damaged_card_is_refused_and_runs_nothing(
+    tmp_path, monkeypatch, head
+):
+    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    write_features(tmp_path / "wiki")
+    card = head.replace("CANARY", str(tmp_path / "canary"))
+    (tmp_path / "wiki" / "README.md").write_text(f"---\n{card}\n---\n")
+    with pytest.raises(CorpusError, match="wiki:train: cannot be read: `datasets` says: "):
+        rows_of(place(tmp_path / "wiki", "hub", split="train"))
+    assert not (tmp_path / "canary").exists()
+
+
 def test_class_names_are_found_in_the_older_way_to_write_a_list_of_labels(tmp_path):
     for feature in ([{"names": TAGS, "_type": "ClassLabel"}], {"feature": {"names": TAGS}}):
         described = json.dumps({"info": {"features": {"ner_tags": feature}}})
@@ -337,30 +353,173 @@ def test_format_follows_the_ending_and_an_unknown_one_is_refused():
         format_of("a.gz")
 
 
-class _Touch:
-    """Leaves a trace where it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self):
-        return Path.touch, (self.trace,)
+# from strangers, and damaged
 
 
-@pytest.mark.parametrize("where", ["alone", "in a list", "in a dictionary"])
-def test_a_parquet_column_of_pickled_objects_is_refused_and_not_unpickled(tmp_path, where):
-    # its import registers the type that unpickles, as in every worker
-    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
+def test_a_word_that_only_begins_like_a_docstart_is_a_word(tmp_path):
+    source = write(tmp_path / "x.conll", "-DOCSTART-s\tO\nRom\tB-LOC\n", "conll")
+    assert rows_of(source, gold="tags")[0].content == ("-DOCSTART-s", "Rom")
 
-    trace = tmp_path / "it-ran"
-    blobs = pa.array([pickle.dumps(_Touch(trace))], pa.large_binary())
-    values = ArrowPythonObjectType().wrap_array(blobs)
-    if where == "in a list":
-        values = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), values)
-    elif where == "in a dictionary":
-        values = pa.StructArray.from_arrays([values], ["x"])
-    pq.write_table(pa.table({"text": values, "label": ["a"]}), tmp_path / "x.parquet")
-    source = place(tmp_path / "x.parquet", "parquet")
-    with pytest.raises(CorpusError, match="column 'text' holds Python objects"):
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("conll", "Rom O\rbrennt O\r"),
+        ("tsv", "Rom\tO\rJa\tO\r"),
+        ("table", "a\tO\rb\tO\r"),
+    ],
+)
+def test_line_ends_of_old_macs_are_refused_where_they_would_lose_words(tmp_path, kind, data):
+    source = write(tmp_path / "x", data, kind)
+    with pytest.raises(CorpusError, match=r"x:1: a carriage return within a line"):
+        rows_of(source, gold="label" if kind == "table" else "tags")
+
+
+@pytest.mark.parametrize("kind", ["text", "conll", "tsv", "table", "jsonl"])
+@pytest.mark.parametrize("data", ["Rom brennt\n".encode("utf-16-le"), b"\0" * 4096])
+def test_utf_16_without_a_mark_and_blocks_of_zeros_are_no_text(tmp_path, kind, data):
+    with pytest.raises(CorpusError, match=r"x:1: byte 0x00 at \d+, expected text"):
+        rows_of(write(tmp_path / "x", data, kind))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a", "text": "b"}', "key 'text' twice in one object"),
+        ('{"text": ' + "[" * 5000 + "]" * 5000 + "}", "more than 100 values inside one another"),
+        ('{"text": ' + "[" * 120 + "]" * 120 + "}", "more than 100 values inside one another"),
+        ('{"x": ' * 5000, "more than 100 values inside one another"),
+    ],
+)
+def test_json_that_nobody_could_mean_is_refused_with_its_line(tmp_path, line, message):
+    source = write(tmp_path / "x.jsonl", f'{{"text": "a"}}\n{line}\n', "jsonl")
+    with pytest.raises(CorpusError, match=rf"x\.jsonl:2: not JSON in UTF-8: {message}"):
         rows_of(source)
-    assert not trace.exists()
+
+
+def test_a_column_that_comes_twice_is_refused(tmp_path):
+    table = write(tmp_path / "x.tsv", "text\ttext\na\tb\n", "table")
+    with pytest.raises(CorpusError, match=r"x\.tsv:2: column 'text' comes twice"):
+        rows_of(table)
+    twice = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(twice, tmp_path / "x.parquet")
+    with pytest.raises(CorpusError, match=r"x\.parquet: column 'text' comes twice"):
+        rows_of(place(tmp_path / "x.parquet", "parquet"))
+
+
+def test_a_message_about_a_long_line_is_short(tmp_path):
+    source = write(tmp_path / "x.conll", "a O\n" + "x " * 100_000, "conll")
+    with pytest.raises(CorpusError) as caught:
+        rows_of(source, gold="tags")
+    assert len(str(caught.value)) < 400
+    source = write(tmp_path / "x.jsonl", json.dumps({"x" * 100_000: 1}), "jsonl")
+    with pytest.raises(CorpusError) as caught:
+        rows_of(source)
+    assert len(str(caught.value)) < 600
+
+
+def described(path: Path, metadata: Any) -> Place:
+    """A Parquet file whose schema says this of its features."""
+    table = pa.table({"tokens": TOKENS, "ner_tags": LABELS})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(metadata)}), path)
+    return place(path, "parquet")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        [],
+        {"info": []},
+        {"info": {"features": [1]}},
+        {"info": {"features": {"ner_tags": []}}},
+        {"info": {"features": {"ner_tags": "feature"}}},
+        {"info": {"features": {"ner_tags": {"feature": 3}}}},
+    ],
+)
+def test_metadata_of_another_layout_names_no_classes(tmp_path, metadata):
+    assert class_names(described(tmp_path / "x.parquet", metadata), "tags") is None
+
+
+@pytest.mark.parametrize("names", [5, ["O", 1], ["O", ""], ["O", "O"]])
+def test_class_names_that_are_no_distinct_texts_are_refused(tmp_path, names):
+    source = described(
+        tmp_path / "x.parquet", {"info": {"features": {"ner_tags": {"names": names}}}}
+    )
+    with pytest.raises(CorpusError, match=r"x\.parquet: ClassLabel .*'ner_tags'"):
+        class_names(source, "tags")
+
+
+def test_a_parquet_file_that_contradicts_itself_on_its_rows_is_refused(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": ["a", "b", "c"]}), path, store_schema=False)
+    whole, found = path.read_bytes(), 0
+    for at in range(len(whole) - 8, 3, -1):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 2]) + whole[at + 1 :])
+        try:
+            metadata = pq.read_metadata(path)
+        except (OSError, ValueError):
+            continue
+        if metadata.num_row_groups == 1 and metadata.row_group(0).num_rows != metadata.num_rows:
+            found += 1
+            with pytest.raises(CorpusError, match=r"x\.parquet"):
+                rows_of(place(path, "parquet"))
+    assert found
+
+
+class _Canary:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return Path.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize(
+    "name", ["ray.data.arrow_pickled_object", "ray.data.arrow_tensor", "arrow.py_extension_type"]
+)
+def test_pickles_in_a_parquet_file_are_never_loaded(tmp_path, name):
+    importlib.import_module("ray.data")  # registers types with Arrow
+    payload = pickle.dumps(_Canary(tmp_path / "canary"))
+    marks = {"ARROW:extension:name": name, "ARROW:extension:metadata": payload}
+    values: pa.Array = pa.array([payload], pa.large_binary())
+    if name == "ray.data.arrow_tensor":
+        values = pa.array([[1]], pa.list_(pa.int64()))
+    field = pa.field("text", values.type, metadata=marks)
+    inner = pa.struct([field])
+    nested = pa.StructArray.from_arrays([values], fields=[field])
+    for column in (values, nested):
+        its = field if column is values else pa.field("text", inner)
+        pq.write_table(
+            pa.Table.from_arrays([column], schema=pa.schema([its])), tmp_path / "x.parquet"
+        )
+        with pytest.raises(CorpusError, match=r"x\.parquet"):
+            rows_of(place(tmp_path / "x.parquet", "parquet"))
+        assert not (tmp_path / "canary").exists()
+    assert pickle.loads(payload) is None  # it would have
+    assert (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"question": "q"', '"question": 5'),
+        ('"question": "q"', '"question": "\\ud800"'),
+        ('"answers": []', '"answers": ""'),
+        ('"answers": []', '"answers": {"text": [], "answer_start": []}'),
+        ('"qas": [', '"qas": "", "x": ['),
+        ('"paragraphs": [', '"paragraphs": {}, "x": ['),
+        ('"id": "1"', '"id": ' + "[" * 5000),
+        ('{"context"', '[], {"context"'),
+        ('"context": "c"', '"context": "c", "context": "d"'),
+    ],
+)
+def test_squad_files_of_another_layout_are_refused_and_lose_no_question(tmp_path, old, new):
+    asked = '{"id": "1", "question": "q", "answers": []}'
+    whole = f'{{"data": [{{"paragraphs": [{{"context": "c", "qas": [{asked}]}}]}}]}}'
+    assert len(rows_of(write(tmp_path / "x.json", whole, "squad"))) == 1
+    assert old in whole
+    source = write(tmp_path / "y.json", whole.replace(old, new), "squad")
+    with pytest.raises(CorpusError, match=r"y\.json"):
+        rows_of(source)

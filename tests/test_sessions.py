@@ -1,8 +1,13 @@
+import contextlib
+import multiprocessing
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from xdray.sessions import LocalSession
+from xdray.sessions import LocalSession, RaySession
+from xdray.watching import Meters
 
 
 def write(text: str):
@@ -57,3 +62,48 @@ def test_a_session_without_a_folder_has_no_checkpoints():
     assert session.latest_checkpoint() is None
     with pytest.raises(AssertionError):
         session.save(write("x"), {})
+
+
+class Train:
+    """Stands where ray.train does; it never gets the checkpoint."""
+
+    def get_checkpoint(self) -> None:
+        return None
+
+    def report(self, metrics: object, checkpoint: object) -> None:
+        os._exit(9)  # no `finally` runs
+
+    class Checkpoint:
+        @staticmethod
+        def from_directory(folder: str) -> str:
+            return folder
+
+
+def session_of(folder: str, rank: int = 0) -> RaySession:
+    return RaySession(rank, 1, "cpu", folder, Train(), contextlib.ExitStack(), Meters())
+
+
+def test_what_a_killed_worker_was_writing_is_removed_by_the_next_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for run in ("mine", "other"):
+        worker = multiprocessing.get_context("fork").Process(
+            target=session_of(run).save, args=(write("half"), {})
+        )
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 9
+    assert len(list(tmp_path.iterdir())) == 2
+    session_of("mine", rank=1).latest_checkpoint()  # rank 0 may be writing
+    assert len(list(tmp_path.iterdir())) == 2
+    session_of("mine").latest_checkpoint()
+    assert len(list(tmp_path.iterdir())) == 1
+    session_of("other").latest_checkpoint()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_run_s_unfinished_checkpoint_is_removed_where_the_run_goes_on(tmp_path: Path):
+    (tmp_path / "checkpoint.partial").mkdir()
+    assert LocalSession(tmp_path, "cpu").latest_checkpoint() is None
+    assert not list(tmp_path.iterdir())

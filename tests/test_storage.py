@@ -1,5 +1,6 @@
 """storage: atomic writes, URIs, fingerprints. The object store is fsspec's, in memory."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from xdray import storage
 from xdray.errors import ClusterError, XdrayError
@@ -172,3 +174,15 @@ def test_free_space_is_that_of_the_nearest_folder_and_unknown_on_an_object_store
     stats = os.statvfs(tmp_path)
     assert free == pytest.approx(stats.f_bavail * stats.f_frsize, rel=0.05)
     assert storage.free_space("fsspec+memory://x/y") is None
+
+
+def test_a_full_disk_is_told_from_what_libraries_say_of_it(tmp_path: Path) -> None:
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as failure:
+        (tmp_path / "full").write_bytes(bytes(100_000))
+    of_safetensors = SafetensorError(f"I/O error: {os.strerror(errno.ENOSPC)} (os error 28)")
+    for error in (failure.value, of_safetensors):
+        told = storage.full_disk(str(tmp_path), error)
+        assert str(told).startswith(f"{tmp_path}: the disk is full: ")
+    for other in (OSError(5, "Input/output error"), RuntimeError("shapes differ"), KeyError("x")):
+        assert storage.full_disk(str(tmp_path), other) is None

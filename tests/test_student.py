@@ -377,6 +377,8 @@ def test_save_replaces_a_student_and_a_failed_save_leaves_it(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ):
     ids, mask, _ = ragged()
+    for stray in ("0" * 32, f"{'f' * 32}.old"):  # of saves that were killed
+        (tmp_path / f".student.{stray}").mkdir()
     for seed in (0, 1):
         save_student(make(seed=seed), tokenizer, tmp_path / "student")
     with pytest.raises(UnicodeEncodeError):

@@ -1,6 +1,7 @@
 """targets: the store's keys, what is missing in it, views, and looking after stores."""
 
 import dataclasses
+import json
 import pickle
 import subprocess
 import sys
@@ -209,6 +210,55 @@ class _Touch:
 
     def __reduce__(self) -> Any:
         return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rows": [-1, 9, 9]},
+        {"rows": [1.5, 1.5, 9]},
+        {"rows": "x"},
+        {"shard_ids": ["0"]},
+        {"shard_ids": 3},
+        {"codec_error": []},
+        {"seen": ["x"]},
+        {"more": 1},
+    ],
+)
+def test_a_view_of_another_layout_is_refused(
+    view: TargetView, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    view.save(tmp_path)
+    path = tmp_path / "targets.json"
+    values = {**json.loads(path.read_text()), **changed}
+    for its in (values, [values], "x"):
+        path.write_text(json.dumps(its))
+        with pytest.raises(TargetsError, match=r"targets\.json: missing or damaged"):
+            TargetView.load(tmp_path, "targets")
+
+
+@pytest.mark.parametrize("spoil", ["empty", "pickle", "zip", "floats", "square", "python 2"])
+def test_lengths_that_numpy_did_not_write_as_such_are_refused(
+    view: TargetView, tmp_path: Path, spoil: str
+) -> None:
+    view.save(tmp_path)
+    path = tmp_path / "lengths.npy"
+    flat = np.load(path)
+    if spoil == "floats":
+        np.save(path, flat.astype(np.float16))
+    elif spoil == "square":
+        np.save(path, flat[:, None])
+    else:
+        header = path.read_bytes()[:128]
+        contents = {
+            "empty": b"",
+            "pickle": pickle.dumps(flat),
+            "zip": b"PK\x03\x04",
+            "python 2": header.replace(b",), }  ", b"L,), } ") + flat.tobytes(),
+        }
+        path.write_bytes(contents[spoil])
+    with pytest.raises(TargetsError, match=r"targets\.json: missing or damaged .*lengths\.npy"):
+        TargetView.load(tmp_path, "targets")
 
 
 def test_views_of_other_shards_have_other_fingerprints_whatever_parts_they_show(

@@ -334,7 +334,8 @@ def test_a_wrong_offset_or_a_question_without_an_answer_is_refused(tmp_path: Pat
     read = allowed.read(source(squad(tmp_path / "n.json", none)), "train")
     assert allowed.golds(read.sentences) == [("",)]
     wrong = write(tmp_path / "w.json", '{"data": [{"paragraphs": [{"context": "x"}]}]}')
-    with pytest.raises(CorpusError, match=r"w\.json: question 1: KeyError 'qas', expected SQuAD's"):
+    place = r"w\.json: data\.0\.paragraphs\.0\.qas is .*: field required; expected SQuAD's"
+    with pytest.raises(CorpusError, match=place):
         task.read(source(wrong), "train")
 
 
@@ -508,3 +509,54 @@ def test_columns_of_a_file_without_columns_are_refused(tmp_path: Path):
     path = write(tmp_path / "dev.tsv", "index\tsentence1\n0\tx\n")
     with pytest.raises(CorpusError, match="read as tsv, which has no columns"):
         list(read_rows(Span(Place(str(path), "tsv", "words", "tags", "sentence1", "en"))))
+
+
+# from strangers, and damaged
+
+
+@pytest.mark.parametrize(
+    ("kind", "label"),
+    [
+        ("regression", True),
+        ("regression", "1_0"),
+        ("regression", 10**400),
+        ("regression", 1e300),  # infinite in float32
+        ("regression", -3.5e38),
+        ("classification", "9" * 5000),
+        ("classification", True),
+        ("classification", [[1]]),
+    ],
+)
+def test_a_label_that_python_alone_reads_is_refused(tmp_path: Path, kind: str, label: Any):
+    task = make(kind, labels=("no", "yes") if kind == "classification" else ())
+    path = write(tmp_path / "x.jsonl", json.dumps({"text": "a", "label": label}))
+    with pytest.raises(CorpusError, match=r"x\.jsonl:1: label .*, expected") as caught:
+        task.read(source(path), "train")
+    assert len(str(caught.value)) < 400
+
+
+def test_a_truth_value_is_neither_a_tag_nor_a_place_of_an_answer(tmp_path: Path):
+    path = write(tmp_path / "x.jsonl", json.dumps({"tokens": ["a"], "ner_tags": [True]}))
+    with pytest.raises(CorpusError, match=r"x\.jsonl:1: tag True, expected one of O B-X"):
+        make("tagging", labels=("O", "B-X")).read(source(path), "train")
+    answers = {"text": ["b"], "answer_start": [True]}
+    path = write(tmp_path / "y.jsonl", json.dumps({"text": "q", "pair": "ab", "label": answers}))
+    with pytest.raises(CorpusError, match=r"y\.jsonl:1: answers .*, expected lists"):
+        make("answering").read(source(path, pair="pair"), "train")
+
+
+def test_a_squad_question_whose_answers_are_left_out_is_not_one_without_an_answer(tmp_path: Path):
+    bare = {"question": "Who?", "id": "n"}
+    with pytest.raises(CorpusError, match=r"q\.json:1: answers None, expected an object"):
+        make("answering", null_answers=True).read(source(squad(tmp_path / "q.json", bare)), "dev")
+    place = Place(str(tmp_path / "q.json"), "squad", "a", "b", "c", None)
+    assert len(list(read_rows(Span(place)))) == 1
+
+
+def test_class_names_without_the_tag_outside_are_refused_with_the_file(tmp_path: Path):
+    features = {"info": {"features": {"ner_tags": {"names": ["B-X", "I-X"]}}}}
+    table = pa.table({"tokens": [["a"]], "ner_tags": [[0]]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(CorpusError, match=r"x\.parquet: ClassLabel names .* lack 'O'"):
+        make("tagging").read(source(tmp_path / "x.parquet"), "train")

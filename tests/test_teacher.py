@@ -14,15 +14,14 @@ from torch import nn
 from transformers import AutoModel
 
 from xdray.errors import ClusterError, ConfigError
+from xdray.finetuning import TeacherLearner, save_finetuned
 from xdray.labels import LabelSet
 from xdray.teacher import (
     DTYPES,
     Teacher,
-    TeacherLearner,
     best_dtype,
     embedding_table,
     load_teacher,
-    save_finetuned,
 )
 from xdray.tokenised import layer_of
 from xdray.tokens import load_tokenizer

@@ -1,5 +1,6 @@
 """Terms on layers, attention and relations: the maps, the losses, what they are divided by."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,31 @@ def test_terms_of_layers_and_relations_are_learnt_and_divided_by_their_variance(
     groups = student.groups()
     grouped = [id(p) for group in groups.values() for p in group]
     assert sorted(grouped) == sorted(id(p) for p in student.parameters())
+
+
+def test_a_check_tells_the_mean_losses_since_the_last_one():
+    its = config(recipe=recipe({"loss": "hidden", "layer": 6}, {"loss": "logits"}))
+    (stage,) = plan_stages(its, 6)
+    student = build_student(
+        StudentConfig(kind="bilstm", embedding=6, hidden=8),
+        vocab_size=40,
+        teacher_width=12,
+        task=tagging_task(LABELS),
+        pad_token_id=0,
+        max_length=16,
+        embeddings=None,
+        seed=0,
+    )
+    stepper = Stepper(student, stage, tagging_task(LABELS), its.training, LocalSession(None, "cpu"))
+    stepper.sums += torch.tensor([[6.0, 1.0], [3.0, 4.0]])  # sums of losses, counts of tokens
+    assert stepper.check(20) == {"hidden": 2.0, "logits": 0.25}
+    stepper.sums += torch.tensor([[10.0, 3.0], [2.0, 1.0]])
+    state = {name: copy.deepcopy(value) for name, value in stepper.state().items()}
+    assert stepper.check(40) == {"hidden": 5.0, "logits": 3.0}
+    assert stepper.mean_losses() == {"hidden": 16 / 5, "logits": 4 / 5}
+    stepper.clear()
+    stepper.sums += 1.0
+    assert stepper.check(60) == {"hidden": 1.0, "logits": 1.0}
+    stepper.load_state(state)  # saved at a check, as the loop does
+    stepper.sums += torch.tensor([[8.0, 0.0], [2.0, 0.0]])
+    assert stepper.check(80) == {"hidden": 4.0, "logits": 0.0}

@@ -1,5 +1,6 @@
 """The loop: exact resume, the best state, the schedule, freezing, and what ends in an error."""
 
+import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tagging_task
+from conftest import read_curves, tagging_task
 
 from xdray.batches import BatchPlan
 from xdray.config import Config, StudentConfig
@@ -18,10 +19,12 @@ from xdray.labels import LabelSet
 from xdray.loader import Loader
 from xdray.recipes import plan_stages
 from xdray.sessions import LocalSession
+from xdray.signals import Terminated, leaving
 from xdray.stages import chain_keys
 from xdray.student import Student, build_student
 from xdray.tokenised import Tokens
-from xdray.training import Training, run_stages
+from xdray.training import CHECK_EVERY, Training, run_stages
+from xdray.watching import Meters, Watch
 
 LABELS = LabelSet(("O", "B-LOC", "I-LOC"))
 VOCABULARY, WIDTH = 50, 8
@@ -192,6 +195,40 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path
     assert timeless[0] == timeless[1]
 
 
+@pytest.mark.parametrize("told_at", [1, 9, 32])
+def test_sigterm_saves_the_step_and_the_run_goes_on_to_the_same_weights(
+    tmp_path: Path, told_at: int
+):
+    settings = {"epochs": 2, "batch_tokens": 24, "autocast": "none", "checkpoint_seconds": 3600}
+    config = _config(training=settings, recipe={"name": "staged", "layer": 1})
+    whole = _student(config)
+    run_stages(whole, _training(config, tmp_path / "whole"))
+
+    class Told(LocalSession):
+        """Of a process that gets SIGTERM in the middle of a step, or between two."""
+
+        sums = 0
+
+        def all_sum(self, values: torch.Tensor) -> None:
+            self.sums += 1
+            if self.sums == told_at:
+                signal.raise_signal(signal.SIGTERM)
+
+    told, said = Told(tmp_path / "told", "cpu"), []
+    with pytest.raises(Terminated), leaving():
+        run_stages(_student(config), _training(config, tmp_path / "told", session=told))
+    state = torch.load(Path(told.latest_checkpoint() or "") / "state.pt", weights_only=True)
+    console = Console(quiet=True)
+    console.say = said.append  # type: ignore[method-assign]
+    student = _student(config)
+    run_stages(student, _training(config, tmp_path / "told", console=console))
+    progress = state["progress"]
+    where = f"continued at epoch {progress['epoch'] + 1}, step {progress['step']}"
+    assert next(line for line in said if "continued" in line).endswith(where)
+    for name, value in _weights(whole).items():
+        assert torch.equal(value, student.state_dict()[name]), name
+
+
 def test_a_finished_stage_of_another_run_serves_while_its_key_is_the_same(tmp_path: Path):
     config = _config(recipe={"name": "staged", "layer": 1})
     run_stages(_student(config), _training(config, tmp_path / "one"))
@@ -313,3 +350,80 @@ def test_groups_of_the_student_are_those_of_the_plan(kind: str):
         seed=0,
     )
     assert tuple(student.groups()) == layer_groups(config)
+
+
+def _curves(folder: Path) -> list[dict[str, Any]]:
+    return [read_curves(stage) for stage in sorted((folder / "tensorboard/student").iterdir())]
+
+
+def test_tensorboard_has_the_history_of_each_stage_and_the_losses_between(tmp_path: Path):
+    settings = {"epochs": 3, "batch_tokens": 24, "autocast": "none"}
+    settings |= {"schedule": "constant", "warmup": 0}
+    config = _config(training=settings, recipe={"name": "staged", "layer": 1})
+    rows = run_stages(_student(config), _training(config, tmp_path, watch=Watch(tmp_path)))
+    assert len(rows) == 3
+    for row, curves in zip(rows, _curves(tmp_path), strict=True):
+        history = row["history"]
+        steps = list(range(CHECK_EVERY, row["steps"] + 1, CHECK_EVERY))
+        assert len(steps) > 1
+        name = row["score_name"].replace(" ", "_")
+        expected = {f"score/{name}": [(epoch["step"], epoch["score"]) for epoch in history]}
+        for term in history[0]["terms"]:
+            means = [(epoch["step"], epoch["terms"][term]) for epoch in history]
+            expected[f"epoch_loss/{term}"] = means
+            assert [step for step, _ in curves.pop(f"loss/{term}")] == steps
+        expected["learning_rate"] = [(step, history[0]["learning_rate"]) for step in steps]
+        if row["dev"]:
+            expected["best/dev_entity_f1"] = [(row["steps"], row["dev"]["entity_f1"])]
+        assert curves.keys() == expected.keys()
+        for curve, points in expected.items():
+            assert curves[curve] == [pytest.approx(point, rel=1e-6) for point in points], curve
+
+
+@pytest.mark.parametrize("kill_at", [1, 4])
+def test_a_run_killed_after_its_checkpoint_draws_no_point_twice(tmp_path: Path, kill_at: int):
+    settings = {"epochs": 2, "batch_tokens": 12, "autocast": "none", "checkpoint_seconds": 0}
+    config = _config(training=settings, recipe={"name": "staged", "layer": 1})
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_stages(_student(config), _training(config, whole, watch=Watch(whole)))
+
+    class Dying(LocalSession):
+        saves = 0
+
+        def save(self, write: Any, metrics: dict[str, Any]) -> None:
+            self.saves += 1
+            if self.saves > kill_at:  # what was drawn since the last one is in the file alone
+                raise Killed
+            super().save(write, metrics)
+
+    changes: dict[str, Any] = {"watch": Watch(killed), "session": Dying(killed, "cpu")}
+    with pytest.raises(Killed):
+        run_stages(_student(config), _training(config, killed, **changes))
+    (cut_off,) = _curves(killed)
+    assert len(cut_off["learning_rate"]) >= kill_at
+    run_stages(_student(config), _training(config, killed, watch=Watch(killed)))
+    assert _curves(killed) == _curves(whole)
+
+
+def test_meters_are_told_each_step_once_and_the_last_score(tmp_path: Path):
+    steps: dict[str, float] = {}
+    scores: dict[str, float] = {}
+
+    class Kept(Meters):
+        def add(self, name: str, value: float, tags: Any) -> None:
+            assert (tags["run"], tags["part"]) == (tmp_path.name, "student")
+            if name == "steps":
+                steps[tags["stage"]] = steps.get(tags["stage"], 0) + value
+
+        def set(self, name: str, value: float, tags: Any) -> None:
+            assert name != "step_seconds" or 0 < value < 1
+            if name == "score":
+                scores[tags["stage"]] = value
+
+    training = {"epochs": 3, "batch_tokens": 24, "autocast": "none"}
+    config = _config(training=training, recipe={"name": "staged", "layer": 1})
+    watch = Watch(tmp_path, tmp_path.name, meters=Kept())
+    rows = run_stages(_student(config), _training(config, tmp_path, watch=watch))
+    assert list(steps.values()) == [row["steps"] for row in rows]
+    assert list(scores.values()) == [row["history"][-1]["score"] for row in rows]
+    assert list(steps) == ["01-representation", "02-logits", "03-labels"]

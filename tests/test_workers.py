@@ -39,7 +39,7 @@ class Unloadable:
 
 def test_an_item_that_gives_a_result_may_be_tried_any_number_of_times():
     worker = pool_worker(Half, Ledger())
-    assert [call(worker, 0, 4) for _ in range(9)] == [{"value": 2.5, "index": 0}] * 9
+    assert [call(worker, 0, 4) for _ in range(9)] == [{"value": 2.5, "index": 0, "tries": 1}] * 9
 
 
 def test_the_fourth_try_of_an_item_whose_workers_died_is_an_error_that_names_it():
@@ -51,7 +51,7 @@ def test_the_fourth_try_of_an_item_whose_workers_died_is_an_error_that_names_it(
         assert isinstance(error, ClusterError)
         name = f"shard {shard.shard_id} (dev or test, 1 sentences): killed its Half 3 times"
         assert str(error).startswith(name)
-    assert call(pool_worker(Half, ledger), 6, 5) == {"value": 2.0, "index": 6}
+    assert call(pool_worker(Half, ledger), 6, 5) == {"value": 2.0, "index": 6, "tries": 1}
 
 
 def test_an_error_of_the_worker_is_a_row_that_says_where_and_what(capfd):

@@ -20,6 +20,7 @@ from xdray.task import Task
 from xdray.teacher import best_dtype
 from xdray.tokenised import Signal
 from xdray.tokens import fingerprint, load_tokenizer
+from xdray.watching import counted, run_name
 from xdray.weights import teacher_fingerprint
 
 
@@ -153,7 +154,9 @@ def _forward_missing(
     kwargs = _actor_kwargs(config, teacher, task, store, plan)
     receipts, done, warm = [], 0, (0.0, 0)
     run.console.progress("targets", 0, total, "sentences")
-    for receipt in map_shards(cluster, Annotator, kwargs, missing, plan):
+    cluster.start()
+    pool = map_shards(cluster, Annotator, kwargs, missing, plan)
+    for receipt in counted(pool, cluster.meters, run_name(run.place)):
         receipts.append(receipt)
         done += receipt["rows"]
         if len(receipts) == plan.replicas:

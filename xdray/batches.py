@@ -75,6 +75,57 @@ class Batch:
     pieces: tuple[Tensor, Tensor] | None = None
     """Where the teacher cuts text into other tokens, `kept` are the first ones of the stretches
     that both cut alike: position in (B, T) and place in `kept` of every token of these."""
+    sentence_logits: bool = False
+    """Whether `logits` have one row a sentence."""
+    sentence_labels: bool = False
+
+    def unscored(self) -> "Batch":
+        """Return the same sentences, none of whose tokens a loss sees."""
+        return self._scored(self.kept < 0, slice(0, 0))
+
+    def part(self, number: int, parts: int) -> "Batch":
+        """Return part `number` of so many like ones; where it has no sentence, one unscored."""
+        rows = len(self.input_ids)
+        first, last = (rows * its // parts for its in (number, number + 1))
+        if first == last:
+            return self.part(0, rows).unscored()
+        length = self.input_ids.shape[1]
+        mine = (self.owners >= first) & (self.owners < last)
+        found = self._scored(mine, slice(first, last))
+        return replace(
+            found,
+            input_ids=self.input_ids[first:last],
+            attention_mask=self.attention_mask[first:last],
+            token_types=None if self.token_types is None else self.token_types[first:last],
+            kept=found.kept - first * length,
+            pieces=found.pieces and (found.pieces[0] - first * length, found.pieces[1]),
+        )
+
+    def _scored(self, mine: Tensor, rows: slice) -> "Batch":
+        """Keep for losses these of the kept tokens, mask (N,), and these sentences."""
+        places = mine.cumsum(0) - 1
+        logits, labels, pieces = self.logits, self.labels, self.pieces
+        if logits is not None:
+            logits = logits[rows] if self.sentence_logits else logits[mine]
+        if labels is not None:
+            labels = labels[rows] if self.sentence_labels else labels[mine]
+        if pieces is not None:
+            its = mine[pieces[1]]
+            pieces = pieces[0][its], places[pieces[1][its]]
+        num_labels = 0
+        if labels is not None:
+            scored = labels != IGNORE_INDEX
+            num_labels = len(labels) if self.sentence_labels else int(scored.sum())
+        return replace(
+            self,
+            kept=self.kept[mine],
+            first=places[self.first[mine[self.first]]],
+            logits=logits,
+            hidden={layer: values[mine] for layer, values in self.hidden.items()},
+            labels=labels,
+            num_labels=num_labels,
+            pieces=pieces,
+        )
 
     def unflatten(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """(N, ...) values of kept tokens put back to (B, T, ...), 0 elsewhere; the mask (B, T)."""
@@ -167,6 +218,8 @@ def collate_many(
         hidden={layer: torch.from_numpy(np.concatenate(parts)) for layer, parts in hidden.items()},
         labels=gold,
         num_labels=num_labels,
+        sentence_logits=parts[0][0].sentence_logits,
+        sentence_labels=parts[0][0].sentence_labels,
     )
 
 

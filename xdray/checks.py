@@ -23,6 +23,7 @@ from xdray.stages import Stage
 from xdray.task import Task
 from xdray.tokens import fingerprint, load_tokenizer
 from xdray.weights import check_model
+from xdray.workspace import check_kept
 
 
 def check_plan(config: Config) -> ModelHeader:
@@ -30,8 +31,11 @@ def check_plan(config: Config) -> ModelHeader:
 
     Raises ConfigError: a layer that the teacher lacks, an embedding wider than its own, sentences
     longer than it can read, labels that differ from the data's, files that are missing or are of
-    two splits, more actors or workers than there is room for.
+    two splits, more actors or workers than there is room for, results where Ray deletes them.
     """
+    check_kept("run.folder", config.run.folder)
+    if config.targets.delivery == "stored":
+        check_kept("targets.store", config.targets.store)
     name = config.teacher.model or (config.teacher.finetune and config.teacher.finetune.encoder)
     header = read_header(str(name))
     _check_models(config)

@@ -1,29 +1,35 @@
 """The console command `xdray VERB ...`; each file of jobs/ is one verb of it.
 
 Prints human text, and as the last line of stdout one JSON object. Exit status 0 done, 1 failed,
-2 usage, 130 interrupted.
+2 usage, 130 left on Ctrl-C, 143 on SIGTERM (`ray job stop`): the same command continues.
 """
 
 import argparse
 import json
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
+from xdray.arguments import make_parser
 from xdray.config import Config
 from xdray.configfile import load_config
 from xdray.errors import XdrayError
 from xdray.redaction import redact, redacted
+from xdray.signals import leaving
 from xdray.weights import TRUSTS, trust_models
+from xdray.workspace import check_kept, workspace
 
 Result = dict[str, Any]
+SIGTERM_STATUS = 128 + signal.SIGTERM
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
-    parser = _parser()
+    parser = make_parser()
     args, rest = parser.parse_known_args(argv)
     if any(word.startswith("-") or "=" not in word for word in rest) or "overrides" not in args:
         if rest:
@@ -32,8 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides += rest  # overrides that stand behind an option
     trust_models([its for its in TRUSTS if getattr(args, f"trust_{its}", False)])
     started = time.monotonic()
+    with leaving():
+        status = _run(args, started)
+    if status == SIGTERM_STATUS:
+        sys.stdout.flush()
+        signal.raise_signal(signal.SIGTERM)  # at once: Python itself takes seconds to end
+    return status
+
+
+def _run(args: argparse.Namespace, started: float) -> int:
     try:
-        result = args.run(args)
+        _keep_config_paths(args)
+        with workspace(args.workspace):
+            result = VERBS[args.verb](args)
     except XdrayError as error:
         return _failed(args, started, type(error).__name__, " ".join(str(error).split()), 1)
     except OSError as error:  # a full disk, a folder that may not be written
@@ -41,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         message = "interrupted; the same command continues"
         return _failed(args, started, "Interrupted", message, 130)
+    except SystemExit:  # also from Ray's handler, while Ray starts
+        message = "stopped by SIGTERM; the same command continues"
+        return _failed(args, started, "Interrupted", message, SIGTERM_STATUS)
     except Exception as error:  # a fault of ours: all of it on stderr, and a last line still
         print(redact(traceback.format_exc()), file=sys.stderr, end="")
         return _failed(args, started, type(error).__name__, " ".join(str(error).split()), 1)
@@ -61,151 +81,23 @@ def _failed(args: argparse.Namespace, started: float, kind: str, message: str, s
     return status
 
 
-class _Parser(argparse.ArgumentParser):
-    """Repeats no secret in a usage error."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(redact(message))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="xdray", description="Distils Transformer encoders into small students, on Ray."
-    )
-    parser.set_defaults(run_dir=None)  # until the config says it
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    _add_run_verbs(verbs)
-    _add_evaluate(verbs)
-    _add_export(verbs)
-    _add_suite(verbs)
-    _add_predict(verbs)
-    _add_trust(verbs)
-    _add_targets(verbs)
-    _add_sample(verbs)
-    return parser
-
-
-def _add_run_verbs(verbs: Any) -> None:
-    for verb, run, about in (
-        ("distill", _distill, "text in, small model out; finished steps are skipped"),
-        ("annotate", _annotate, "only the teacher's pass over the transfer text"),
-        ("tune", _tune, "search the best student; all trials share one teacher pass"),
-        ("finetune_teacher", _finetune, "only the teacher, fine-tuned on the labels"),
-    ):
-        parser = verbs.add_parser(verb, help=about, description=about)
-        _add_config(parser)
-        parser.add_argument("--plan", action="store_true", help="print the plan and start nothing")
-        parser.add_argument(
-            "--cluster",
-            metavar="NODES",
-            help="with --plan: for this one, such as 4x8xH100+16x32cpu",
-        )
-        parser.add_argument("--fresh", action="store_true", help="delete the run folder first")
-        parser.set_defaults(run=run)
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a YAML file")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="e.g. student.hidden=200"
-    )
-
-
-def _add_evaluate(verbs: Any) -> None:
-    about = "score a model folder on a labelled split of a config"
-    parser = verbs.add_parser("evaluate", help=about, description=about)
-    _add_config(parser)
-    parser.add_argument("--model", help="folder; default: the run's student")
-    parser.add_argument("--split", choices=("train", "dev", "test"), default="dev")
-    parser.set_defaults(run=_evaluate)
-
-
-def _add_export(verbs: Any) -> None:
-    about = "write a finished student as ONNX, ONNX int8 and bfloat16, checked, scored and timed"
-    parser = verbs.add_parser("export", help=about, description=about)
-    _add_config(parser)
-    parser.add_argument("--model", help="folder; default: the run's student")
-    parser.set_defaults(run=_export)
-
-
-def _add_suite(verbs: Any) -> None:
-    about = "fine-tune encoders on several tasks over seeds, in one table"
-    parser = verbs.add_parser("evaluate_suite", help=about, description=about)
-    parser.add_argument(
-        "tasks", nargs="+", help="config files with teacher.finetune, and section.key=value for all"
-    )
-    parser.add_argument(
-        "--encoder",
-        action="append",
-        required=True,
-        metavar="NAME=MODEL",
-        help="a folder, a Hub name or package:NAME/FOLDER; fresh:MODEL for random weights",
-    )
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--replicas", type=int, default=1, help="fine-tunings at once")
-    parser.add_argument("--output", required=True, help="folder")
-    parser.set_defaults(run=_suite)
-
-
-def _add_predict(verbs: Any) -> None:
-    about = "text in, entities, classes, numbers or answers out"
-    parser = verbs.add_parser("predict", help=about, description=about)
-    parser.add_argument("model", help="a student's folder")
-    parser.add_argument("input", nargs="+", help="text files (.txt .jsonl .parquet .json) or globs")
-    parser.add_argument("--output", required=True, help="a .jsonl or .parquet file")
-    parser.add_argument("--replicas", type=int, default=1, help="predicting actors")
-    parser.add_argument("--shard-sentences", type=int, default=4096, help="sentences a call")
-    parser.add_argument("--text", default="text", help="column with the text")
-    parser.add_argument("--pair", help="column with a second text, or the context of a question")
-    parser.add_argument("--format", help="of the files, where their ending does not say it")
-    parser.add_argument("--no-header", action="store_true", help="table: columns are numbers")
-    parser.add_argument(
-        "--runtime", choices=("torch", "onnx", "onnx-int8"), default="torch", help="see export"
-    )
-    parser.set_defaults(run=_predict)
-
-
-def _add_trust(verbs: Any) -> None:
-    for parser in verbs.choices.values():
-        parser.add_argument(
-            "--trust-pickle",
-            action="store_true",
-            help="also load models whose weights are a pickle, which may run code",
-        )
-        parser.add_argument(
-            "--trust-remote-code",
-            action="store_true",
-            help="run the Python files that come with a model, as transformers does",
-        )
-
-
-def _add_targets(verbs: Any) -> None:
-    about = "list, verify or delete target stores"
-    parser = verbs.add_parser("targets", help=about, description=about)
-    parser.add_argument("action", choices=("list", "verify", "delete"))
-    parser.add_argument("store", help="the folder or URI that targets.store names")
-    parser.add_argument("key", nargs="?", help="of one store in it (delete needs it)")
-    parser.set_defaults(run=_targets)
-
-
-def _add_sample(verbs: Any) -> None:
-    about = "write generated text: tiny (tests) or quickstart"
-    parser = verbs.add_parser("sample", help=about, description=about)
-    parser.add_argument("kind", choices=("tiny", "quickstart"))
-    parser.add_argument("folder")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.set_defaults(run=_sample)
+def _keep_config_paths(args: argparse.Namespace) -> None:
+    """Config files are where the command was typed, also with a workspace."""
+    if args.workspace is not None and "config" in args:
+        args.config = str(Path(args.config).absolute())
+    if args.workspace is not None and "tasks" in args:
+        args.tasks = [its if "=" in its else str(Path(its).absolute()) for its in args.tasks]
 
 
 def _config(args: argparse.Namespace) -> Config:
+    if getattr(args, "cluster", None) is not None:
+        args.overrides.append(f"cluster.fleet={args.cluster}")
     config = load_config(args.config, args.overrides)
     args.run_dir = config.run.folder
     return config
 
 
 def _with_plan(args: argparse.Namespace, work: Callable[[Config], Result]) -> Result:
-    if args.cluster is not None:
-        args.overrides.append(f"cluster.fleet={args.cluster}")
     config = _config(args)
     if args.plan:
         from xdray.planning import make_plan, print_plan
@@ -274,9 +166,10 @@ def _export(args: argparse.Namespace) -> Result:
 
 
 def _suite(args: argparse.Namespace) -> Result:
+    args.run_dir = args.output
+    check_kept("--output", args.output)
     from xdray.suite import evaluate_suite
 
-    args.run_dir = args.output
     encoders = dict(its.partition("=")[::2] for its in args.encoder)
     wrong = [name for name, model in encoders.items() if not model]
     if wrong or args.seeds < 1:
@@ -291,6 +184,7 @@ def _suite(args: argparse.Namespace) -> Result:
 
 
 def _predict(args: argparse.Namespace) -> Result:
+    check_kept("--output", args.output)
     from xdray.prediction import predict_files
 
     columns = {"text": args.text, "pair": args.pair, "header": not args.no_header}
@@ -325,6 +219,21 @@ def _targets(args: argparse.Namespace) -> Result:
 def _sample(args: argparse.Namespace) -> Result:
     from xdray.sample import tiny_corpus, write_sample
 
+    check_kept("folder", args.folder)
     started = time.monotonic()
     (tiny_corpus if args.kind == "tiny" else write_sample)(args.folder, seed=args.seed)
     return {"run_dir": args.folder, "seconds": round(time.monotonic() - started, 2)}
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], Result]] = {
+    "distill": _distill,
+    "annotate": _annotate,
+    "tune": _tune,
+    "finetune_teacher": _finetune,
+    "evaluate": _evaluate,
+    "export": _export,
+    "evaluate_suite": _suite,
+    "predict": _predict,
+    "targets": _targets,
+    "sample": _sample,
+}

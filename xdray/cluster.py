@@ -16,7 +16,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from xdray.config import Config
@@ -28,6 +27,9 @@ from xdray.resources import ResourcePlan, Resources, check_address, fit_plan, ma
 from xdray.sessions import LocalSession as LocalSession
 from xdray.sessions import RaySession
 from xdray.sessions import Session as Session
+from xdray.signals import leave
+from xdray.storage import join, system_of
+from xdray.watching import Meters
 from xdray.weights import passed_on
 from xdray.workers import Ledger, PoolWorker, as_xdray_error, enter, last_line
 
@@ -88,6 +90,8 @@ class Cluster:
         self._config = config
         self._started = False
         self._handler: Any = None
+        self.meters = Meters()
+        """Silent until Ray is there."""
 
     def __enter__(self) -> "Cluster":
         """Start nothing yet."""
@@ -97,10 +101,10 @@ class Cluster:
         """Shut down the Ray that was started here."""
         if not self._started:
             return
-        import ray
+        import ray._private.worker
 
         ray.shutdown()
-        _show_worker_logs(True)
+        ray._private.worker._worker_logs_enabled = True
         self._started = False
         if self._handler is not None:
             signal.signal(signal.SIGTERM, self._handler)
@@ -113,11 +117,14 @@ class Cluster:
         """
         address, verbose = _address(), os.environ.get("RAY_LOG_TO_DRIVER") == "1"
         options = self._prepare(address)
-        import ray
+        import ray._private.worker
+        import ray.util.metrics
 
+        self.meters = Meters(ray.util.metrics)
         if ray.is_initialized():
             return
         level = logging.INFO if verbose else logging.WARNING
+        handler = signal.getsignal(signal.SIGTERM)  # which ray.init replaces
         try:
             with stderr_without(b"RAY_BACKEND_LOG_LEVEL"):  # a note that Ray read it
                 ray.init(address=address, log_to_driver=verbose, logging_level=level, **options)
@@ -127,9 +134,11 @@ class Cluster:
                 "check RAY_ADDRESS and the free memory"
             ) from error
         self._started = True
-        _show_worker_logs(verbose)
+        # whether it prints the deaths of workers; the switch that its debugger uses
+        ray._private.worker._worker_logs_enabled = verbose
         if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGTERM, _leave)  # ray.init would replace ours
+            self._handler = handler
+            signal.signal(signal.SIGTERM, leave)
 
     def _prepare(self, address: str) -> dict[str, Any]:
         """Set what Ray reads from the environment; return the rest of the arguments of its init."""
@@ -154,13 +163,6 @@ class Cluster:
         }
 
 
-def _show_worker_logs(shown: bool) -> None:
-    """Whether Ray prints the deaths of workers; the switch that its debugger uses."""
-    from ray._private import worker
-
-    worker._worker_logs_enabled = shown
-
-
 def map_shards(
     cluster: Cluster,
     worker_class: Callable[..., Callable[[Any], dict[str, Any]]],
@@ -173,10 +175,11 @@ def map_shards(
 
     in_order: as the items come; the pool works ahead as far as Ray's shared memory holds results.
 
-    "index" is added: the item's number. A pool of `plan.replicas` actors; an item is the unit of
-    work and is done again elsewhere when its actor dies. What a worker raises is raised here and
-    ends the pool; so does an item that killed its actor three times, or a pool that stays silent
-    for four hours. Each 20,000 items from the iterator have a pool of their own.
+    "index" is added, the item's number, and "tries", how often it was begun. A pool of
+    `plan.replicas` actors; an item is the unit of work and is done again elsewhere when its actor
+    dies. What a worker raises is raised here and ends the pool; so does an item that killed its
+    actor three times, or a pool that stays silent for four hours. Each 20,000 items from the
+    iterator have a pool of their own.
     """
     remaining = enumerate(items)
     while window := list(itertools.islice(remaining, MAX_WINDOW)):
@@ -274,11 +277,10 @@ def fit_on_workers(
     and is raised here as it was.
     """
     cluster.start()
-    import ray
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    where = storage if "://" in storage else str(Path(storage).resolve())
+    system, where = system_of(storage)
     ledger = _make_ledger()
     resources = {"CPU": plan.cpus_per_worker, "GPU": plan.gpus_per_worker}
     elastic = 0 < plan.least_workers < plan.workers
@@ -288,7 +290,7 @@ def fit_on_workers(
         train_loop_config={
             "call": (loop, loop_config, ledger),
             "folder": str(Path.cwd()),
-            "run_folder": f"{where}/{name}",
+            "run_folder": join(storage, name),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,
@@ -299,10 +301,12 @@ def fit_on_workers(
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=where,
+            storage_filesystem=system,
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
+    trainer._register_sigint_handler = lambda controller: None  # Ray's ends with status 0
     try:
         value = trainer.fit().return_value
     except Exception as error:
@@ -315,8 +319,8 @@ def fit_on_workers(
 
 def _worker_loop(config: dict[str, Any]) -> Any:
     """Runs in each Ray Train worker."""
-    import ray
     import ray.train
+    import ray.util.metrics
     from ray.train.torch import get_device
 
     loop, loop_config, ledger = config["call"]
@@ -326,7 +330,8 @@ def _worker_loop(config: dict[str, Any]) -> Any:
     enter(config["folder"])
     rank, size, device = context.get_world_rank(), context.get_world_size(), str(get_device())
     with contextlib.ExitStack() as stack:
-        session = RaySession(rank, size, device, config["run_folder"], ray.train, stack)
+        meters = Meters(ray.util.metrics)
+        session = RaySession(rank, size, device, config["run_folder"], ray.train, stack, meters)
         try:
             return loop(loop_config, session)
         except XdrayError as error:
@@ -342,8 +347,3 @@ def _logs() -> str:
 
     context = ray.get_runtime_context()
     return f"{context.get_temp_dir()}/{context.get_session_name()}/logs"
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    """On SIGTERM end as on any error, so that Ray is shut down."""
-    raise SystemExit(128 + number)

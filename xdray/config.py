@@ -1,8 +1,8 @@
 """The config: frozen pydantic sections, every field with its meaning, unit and default.
 
 `configfile.load_config(path, overrides)` is the one way in. Paths are taken from where the command
-was typed. Rules that need the teacher's or the data's header are in `checks.check_plan`. P1 is
-XtremeDistil (ACL 2020), P2 XtremeDistilTransformers (2021).
+was typed, or from --workspace. Rules that need the teacher's or the data's header are in
+`checks.check_plan`. P1 is XtremeDistil (ACL 2020), P2 XtremeDistilTransformers (2021).
 """
 
 import re

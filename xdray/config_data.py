@@ -134,6 +134,8 @@ class TransferConfig(Section):
         if not isinstance(value, dict) or not {"path", "hub"} & value.keys():
             return value
         values = cast("dict[str, Any]", value)
+        if "sources" in values:
+            raise ValueError("name `sources`, or one source's `path` or `hub`, not both")
         source = {key: its for key, its in values.items() if key not in cls.model_fields}
         own = {key: its for key, its in values.items() if key in cls.model_fields}
         return {"sources": source, **own}

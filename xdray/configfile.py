@@ -6,8 +6,11 @@ the value and what is allowed.
 
 import difflib
 import io
+import itertools
+import math
 import types
 import typing
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,13 @@ from xdray.config_data import Section
 from xdray.errors import ConfigError
 from xdray.redaction import redacted
 
+DEEPEST = 50
+"""Values inside one another in a config file."""
+MOST = 100_000
+"""Characters of a config file; values in it, what its aliases stand for written out."""
+_BRACKETS = defaultdict(int, {"[": 1, "{": 1, "]": -1, "}": -1})
+FROM_YAML = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What the reader of YAML lets through of Python's own, e.g. for `!!bool maybe`."""
 SHORT_FORMS = {"recipe": "name", "transfer": "sources"}
 """Sections that may be written as one value, and the key that it stands for."""
 
@@ -46,10 +56,9 @@ def make_config(values: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
-        more = (
-            f" (and {len(problems) - 1} more: {'; '.join(problems[1:4])})" if problems[1:] else ""
-        )
+        errors = error.errors()
+        problems = [_describe(problem) for problem in errors[:4]]
+        more = f" (and {len(errors) - 1} more: {'; '.join(problems[1:])})" if problems[1:] else ""
         raise ConfigError(f"{where}: {problems[0]}{more}") from error
 
 
@@ -97,18 +106,47 @@ def _flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+        if len(text) > MOST:
+            raise ValueError(f"more than {MOST:,} characters")
+        if max(itertools.accumulate(map(_BRACKETS.__getitem__, text)), default=0) > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} brackets inside one another")  # read for seconds
+        values = YAML(typ="safe", pure=True).load(text)
+        return _plain(values, 0, itertools.count())
+    except (YAMLError, *FROM_YAML) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{where}: not YAML: {reason}") from error
+        raise ConfigError(f"{where}: not a config in YAML: {reason:.300}") from error
+
+
+def _plain(value: Any, depth: int, count: Iterator[int]) -> Any:
+    """Copy YAML's values, each alias written out, so that an override changes one place.
+
+    count: of the values so far. Raises ValueError for what no config holds: more than a person
+    writes, dates and the like, numbers of more than 64 bits, characters that no file name has.
+    """
+    if depth > DEEPEST or next(count) > MOST:
+        raise ValueError(f"more than {DEEPEST} values inside one another, or {MOST:,} in all")
+    if isinstance(value, dict):
+        its = (_plain(inner, depth + 1, count) for inner in value.values())
+        return dict(zip((_plain(key, depth + 1, count) for key in value), its, strict=True))
+    if isinstance(value, list):
+        return [_plain(inner, depth + 1, count) for inner in value]
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(f"{value!r:.60} is no text, number or truth value; put it in quotes")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no number")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("a number of more than 64 bits")
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+        raise ValueError(f"{value!r:.60} holds a character that no text has")
+    return value
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
     """Set one `section.key=value` in place."""
     dotted, sign, text = override.partition("=")
     if not sign or not dotted:
-        raise ConfigError(f"'{override}': expected section.key=value, e.g. student.hidden=200")
-    _set(values, dotted, _parse(text, f"'{override}'"), override)
+        raise ConfigError(f"{override!r:.100}: expected section.key=value, e.g. student.hidden=200")
+    _set(values, dotted, _parse(text, f"{override!r:.100}"), override)
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any, override: str) -> None:
@@ -123,7 +161,9 @@ def _set(values: dict[str, Any], dotted: str, value: Any, override: str) -> None
         elif isinstance(child, str | list) and parent in SHORT_FORMS:
             child = node[at] = {SHORT_FORMS[parent]: child}
         if not isinstance(child, dict | list):
-            raise ConfigError(f"'{override}': '{parent}' is {child!r} in the file, not a section")
+            raise ConfigError(
+                f"{override!r:.100}: {parent!r:.60} is {child!r:.60} in the file, not a section"
+            )
         node = child
     node[_place(node, key, override)] = value
 
@@ -132,16 +172,16 @@ def _place(node: Any, part: str, override: str) -> Any:
     """Return the key of a section, or the index of a list, that a part of the dotted name means."""
     if not isinstance(node, list):
         return part
-    if not part.isdecimal() or int(part) >= len(node):
+    if not part.isdecimal() or len(part) > 6 or int(part) >= len(node):
         raise ConfigError(
-            f"'{override}': '{part}' is no entry of a list of {len(node)}; the first is 0"
+            f"{override!r:.100}: {part!r:.60} is no entry of a list of {len(node)}; the first is 0"
         )
     return int(part)
 
 
 def _describe(problem: Any) -> str:
     """Put one problem of pydantic's in our words: field, value, what is allowed."""
-    where = ".".join(str(part) for part in problem["loc"] if not _is_machinery(part))
+    where = ".".join(_shown(part) for part in problem["loc"] if not _is_machinery(part))
     kind, value = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
         section, _, key = where.rpartition(".")
@@ -154,7 +194,13 @@ def _describe(problem: Any) -> str:
     if kind == "value_error":
         reason = str(problem["ctx"]["error"])
         return f"{where}: {reason}" if where else reason
-    return f"{where} = {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return f"{where} = {value!r:.80}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _shown(part: Any) -> str:
+    """Return a part of pydantic's location as it can stand in a line."""
+    name = str(part)
+    return name if name.isprintable() and len(name) < 80 else f"{name!r:.80}"
 
 
 def _is_machinery(part: Any) -> bool:

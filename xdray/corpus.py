@@ -115,7 +115,7 @@ def labelled_rows(
             key, here = (source, language, row.row_id), where(place, row)
             known = row.row_id is not None and row.part == 0
             if known and ids.setdefault(key, here) != here:
-                raise CorpusError(f"{here}: id '{row.row_id}' again, it was in {ids[key]}")
+                raise CorpusError(f"{here}: id {row.row_id!r:.60} again, it was in {ids[key]}")
             if not squeeze(row.content):
                 counts["empty"] += 1
                 continue

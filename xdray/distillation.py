@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,17 @@ from xdray.assessment import assess_split, systems_report, weigh_and_time
 from xdray.checks import check_plan
 from xdray.cluster import Cluster, fit_on_workers, plan_resources
 from xdray.config import Config
-from xdray.corpus import Labelled, TransferPlan, plan_transfer, text_keys
 from xdray.costs import cost_report
 from xdray.errors import ConfigError
-from xdray.header import ModelHeader, read_header
-from xdray.kinds import load_task, with_labels
+from xdray.finetuning import save_finetuned
+from xdray.header import ModelHeader, absolute_model, read_header
 from xdray.learning import (
-    Lesson,
     control_epochs,
     finetune,
     finished_student,
     learn,
-    lesson_base,
 )
+from xdray.lessons import Lesson, lesson_base
 from xdray.planning import make_plan
 from xdray.recipes import finetune_stage, label_stage, plan_stages
 from xdray.report import loading_example, model_card, summary_table, write_report
@@ -35,12 +33,12 @@ from xdray.runs import Run, open_run
 from xdray.saving import check_saved, load_student, save_student
 from xdray.scoring import score_model
 from xdray.sessions import LocalSession
+from xdray.splits import Corpus, read_corpus
 from xdray.stages import Stage, needed_layers
 from xdray.starts import prepare_start
 from xdray.storage import fingerprint
 from xdray.student import Student
-from xdray.task import Task
-from xdray.teacher import best_dtype, default_device, save_finetuned
+from xdray.teacher import best_dtype, default_device
 from xdray.tokenised import Signal
 from xdray.tokens import fingerprint as tokenizer_fingerprint
 from xdray.tokens import load_tokenizer
@@ -49,28 +47,16 @@ from xdray.weights import model_folder
 Report = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The text of a run: labelled in memory, unlabelled as shards to read."""
-
-    task: Task
-    """With its labels."""
-    splits: dict[str, Labelled]
-    transfer: TransferPlan
-    fingerprint: str
-    """Of train and dev, which decide the weights."""
-
-
 def distill(config: Config, *, fresh: bool = False) -> Report:
     """Text in, small model out; finished steps are skipped, a finished run is found done."""
     started = time.monotonic()
     with open_run(config, fresh) as run, Cluster(config.cluster) as cluster:
-        report = run.read_json("report.json")
+        report = run.read_json("report.json", "status", "stages", "evaluation")
         if report is not None:
-            run.console.say(f"{run.folder}: this run is done; --fresh does it again")
+            run.console.say(f"{run.place}: this run is done; --fresh does it again")
             return report
         if run.path("trials").is_dir():
-            raise ConfigError(f"{run.folder} is the folder of a search; name another run.folder")
+            raise ConfigError(f"{run.place} is the folder of a search; name another run.folder")
         header = check_plan(config)
         if run.read_json("plan.json") is None:
             run.write_json("plan.json", make_plan(config))  # refuses what the disk cannot hold
@@ -91,44 +77,15 @@ def distill(config: Config, *, fresh: bool = False) -> Report:
         return assess(run, corpus, targets, teacher, lesson, rows, controls, started)
 
 
-def read_corpus(run: Run) -> Corpus:
-    """Read the labelled splits, and cut the transfer text into shards without dev and test text.
-
-    Test labels are only checked to be of the label set; they are scored at the very end.
-    """
-    data, task = run.config.data, load_task(run.config)
-    train = task.read(data.train, "train")
-    task = with_labels(task, train.labels)
-    splits = {"train": train}
-    splits |= {split: task.read(getattr(data, split), split) for split in ("dev", "test")}
-    keys = text_keys(splits["dev"].sentences) | text_keys(splits["test"].sentences)
-    transfer = plan_transfer(
-        data.transfer,
-        keys,
-        run.config.targets.shard_sentences,
-        run.config.run.seed,
-        task.windows,
-    )
-    for split, labelled in splits.items():
-        run.console.say(f"{split}: {_counts(labelled.counts)}")
-    run.console.say(f"transfer: {_counts(transfer.counts)}")
-    decisive = [
-        [str(its.content), str(its.gold)]
-        for name in ("train", "dev")
-        for its in splits[name].sentences
-    ]
-    return Corpus(task, splits, transfer, fingerprint(decisive))
-
-
-def _counts(counts: dict[str, Any]) -> str:
-    return ", ".join(f"{value} {key}" for key, value in counts.items() if isinstance(value, int))
-
-
 def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
-    """Return the folder of the fine-tuned teacher; fine-tune it first where the config says so."""
+    """Return the fine-tuned teacher by a name that all machines know; fine-tune it first if asked.
+
+    A folder, a URI, a Hub name or a package's folder.
+    """
     config = run.config
     if config.teacher.model is not None:
-        return str(model_folder(config.teacher.model))
+        model_folder(config.teacher.model)  # is there
+        return absolute_model(config.teacher.model)
     assert config.teacher.finetune is not None
     folder = run.path("teacher")
     fresh = config.teacher.finetune.fresh
@@ -136,9 +93,9 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
     settings = config.teacher.finetune.model_dump(mode="json")
     base = {"finetune": settings, "data": corpus.fingerprint, "seed": config.run.seed}
     key = fingerprint(base)
-    if folder.is_dir() and (run.read_json("teacher.json") or {}).get("key") == key:
-        run.console.say(f"teacher: fine-tuned before, taken from {folder}")
-        return str(folder)
+    if folder.is_dir() and (run.read_json("teacher.json", "key") or {}).get("key") == key:
+        run.console.say(f"teacher: fine-tuned before, taken from {run.named('teacher')}")
+        return run.named("teacher")
     lesson = Lesson(
         config=settled(run),
         task=corpus.task,
@@ -155,7 +112,7 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
     rows = train(run, cluster, lesson, loop=finetune)
     save_finetuned(lesson.start, corpus.task, run.path("finetuning"), folder, fresh)
     run.write_json("teacher.json", {"key": key, "seconds": sum(row["seconds"] for row in rows)})
-    return str(folder)
+    return run.named("teacher")
 
 
 def annotate_all(
@@ -218,19 +175,23 @@ def settled(run: Run) -> Config:
 def train(run: Run, cluster: Cluster, lesson: Lesson, loop: Any = learn) -> list[dict[str, Any]]:
     """All stages in ONE Ray Train run, or in this process where the plan has no workers."""
     plan = plan_resources(run.config, None)
-    folder = Path(lesson.folder)
+    if run.mirror is not None:
+        lesson = replace(lesson, mirror=run.mirror.renew())
     if plan.workers == 0:
-        return loop(lesson, LocalSession(folder))
+        return loop(lesson, LocalSession(Path(lesson.folder), meters=cluster.meters))
     with run.console.follow():  # the workers write the run's log, this process prints it
-        return fit_on_workers(
+        rows = fit_on_workers(
             cluster,
             loop,
             lesson,
             plan,
-            storage=str(folder.resolve() / "ray"),
+            storage=lesson.storage,
             name=fingerprint([lesson.base, [str(stage) for stage in lesson.stages]])[:12],
             max_failures=run.config.training.max_failures,
         )
+    if run.mirror is not None:
+        run.mirror.fetch()  # rank 0 may have been elsewhere
+    return rows
 
 
 def train_controls(
@@ -289,7 +250,7 @@ def assess(
     report: Report = {
         "job": "distill",
         "status": "done",
-        "run_dir": str(run.folder),
+        "run_dir": run.place,
         "seconds": round(time.monotonic() - started, 2),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,
@@ -311,7 +272,7 @@ def assess(
     finetuning = (run.read_json("teacher.json") or {}).get("seconds", 0.0)
     report["costs"] = cost_report(report, finetuning, [report[its]["seconds"] for its in controls])
     (run.path("student") / "README.md").write_text(model_card(report), encoding="utf-8")
-    report["report"] = str(write_report(run.folder, report))
+    report["report"] = run.named(write_report(run.folder, report).name)
     run.console.show(summary_table(report))
     run.console.say(f"\nreport: {report['report']}\n\n{loading_example(report)}\n")
     run.write_json("report.json", report)  # last: it says that the run is done
@@ -333,7 +294,7 @@ def annotate_only(config: Config, *, fresh: bool = False) -> dict[str, Any]:
         teacher = make_teacher(run, cluster, corpus)
         targets = annotate_all(run, cluster, corpus, teacher, layers)
         seconds = round(time.monotonic() - started, 2)
-        return {"run_dir": str(run.folder), "seconds": seconds, "targets": targets.facts}
+        return {"run_dir": run.place, "seconds": seconds, "targets": targets.facts}
 
 
 def finetune_only(config: Config, *, fresh: bool = False) -> dict[str, Any]:
@@ -347,4 +308,4 @@ def finetune_only(config: Config, *, fresh: bool = False) -> dict[str, Any]:
         folder = make_teacher(run, cluster, corpus)
         scores = score_model(config, folder, "dev")
         seconds = round(time.monotonic() - started, 2)
-        return {"run_dir": str(run.folder), "seconds": seconds, "teacher": folder, "dev": scores}
+        return {"run_dir": run.place, "seconds": seconds, "teacher": folder, "dev": scores}

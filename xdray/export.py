@@ -20,7 +20,9 @@ from xdray.corpus import plan_transfer, read_shard
 from xdray.errors import ConfigError, ExportError
 from xdray.evaluation import machine, measure_latency
 from xdray.graphs import OPSET, write_onnx
+from xdray.header import resolve_model
 from xdray.learner import logits_of, quiet_transformers
+from xdray.mirror import working_folder
 from xdray.prediction import Predictor, task_of_model
 from xdray.quantization import WAYS, quantize
 from xdray.runtimes import GRAPHS, OnnxModel, require
@@ -28,6 +30,7 @@ from xdray.saving import load_student
 from xdray.scoring import SplitScorer
 from xdray.storage import write_bytes_atomic
 from xdray.tokens import load_tokenizer
+from xdray.workspace import check_kept
 
 LARGEST_DIFFERENCE = 1e-3
 """Of logits between PyTorch and float32 ONNX, as a share of the largest logit."""
@@ -48,25 +51,29 @@ def export(config: Config, model: str | None = None) -> Facts:
     asked = config.export.formats
     if asked != ["bfloat16"]:
         require("onnx", "onnxscript", "onnxruntime")
-    run = Path(config.run.folder)
-    folder = Path(model) if model else run / "student"
+    with working_folder(config.run.folder) as (run, _), Console() as console:
+        result = _export_all(config, run, Path(model) if model else run / "student", console)
+    result |= {"run_dir": config.run.folder, "machine": machine()}
+    return result | {"seconds": round(time.monotonic() - started, 2)}
+
+
+def _export_all(config: Config, run: Path, folder: Path, console: Console) -> Facts:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder}: no model to export; run distill first, or name one: --model")
+    check_kept("--model", str(folder))
     threads = plan_resources(config, None).threads_per_worker
     torch.set_num_threads(threads)
     names = {"student": (folder, folder)}
     if config.export.teacher:
         own = config.teacher.model or str(run / "teacher")
-        names["teacher"] = (Path(own), run / "export" / "teacher")
-    result: Facts = {"run_dir": str(run), "model": str(folder), "opset": OPSET}
-    with Console() as console:
-        for name, (source, place) in names.items():
-            console.say(f"{name}: {source}")
-            exported = _Export(config, source, place, threads, console)
-            result[name] = exported.write()
-            console.show(_table(name, exported.metric, result[name]))
-    result["machine"] = machine()
-    return result | {"seconds": round(time.monotonic() - started, 2)}
+        names["teacher"] = (Path(resolve_model(own)), run / "export" / "teacher")
+    result: Facts = {"model": str(folder), "opset": OPSET}
+    for name, (source, place) in names.items():
+        console.say(f"{name}: {source}")
+        exported = _Export(config, source, place, threads, console)
+        result[name] = exported.write()
+        console.show(_table(name, exported.metric, result[name]))
+    return result
 
 
 class _Export:

@@ -57,47 +57,82 @@ def resources_of(fleet: Sequence[Nodes]) -> Resources:
     return Resources(cpus, gpus, "--cluster", grows=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """Like processes of a plan, of one CPU each, and the nodes that they may use."""
+
+    process: str
+    most: int
+    least: int
+    gpus: int
+    selector: str | None
+    """Of the accelerator type; None: any node."""
+
+
 def seats(fleet: Sequence[Nodes], plan: ResourcePlan, at_once: bool) -> list[dict[str, str]]:
     """For each kind of node how many teacher actors and training workers sit on it.
 
-    at_once: actors and workers side by side, as a stream has them; else one after the other. Raises
-    ClusterError where the nodes that the labels leave have no room for all.
+    at_once: actors and workers side by side, as a stream has them; else one after the other. Of a
+    range as many are seated as find room. Raises ClusterError where the nodes that the accelerator
+    type's labels leave have no room for the least; other labels are taken as met.
     """
+    worker = _Asked(
+        "worker",
+        plan.workers,
+        plan.least_workers or plan.workers,
+        plan.gpus_per_worker,
+        plan.worker_labels.get(TYPE_LABEL),
+    )
+    actor = _Asked(
+        "actor",
+        plan.replicas,
+        plan.least_replicas or plan.replicas,
+        plan.gpus_per_replica,
+        plan.replica_labels.get(TYPE_LABEL),
+    )
     free = [[(nodes.cpus, nodes.gpus)] * nodes.count for nodes in fleet]
-    workers = _sit(fleet, free, plan.workers, plan.gpus_per_worker, plan.worker_labels, "worker")
+    workers = _sit(fleet, free, worker)
     if not at_once:
         free = [[(nodes.cpus, nodes.gpus)] * nodes.count for nodes in fleet]
-    actors = _sit(fleet, free, plan.replicas, plan.gpus_per_replica, plan.replica_labels, "actor")
+    actors = _sit(fleet, free, actor)
     return [
         {"nodes": n.shown(), "teacher actors": str(a), "training workers": str(w)}
         for n, a, w in zip(fleet, actors, workers, strict=True)
     ]
 
 
-def _sit(
-    fleet: Sequence[Nodes],
-    free: list[list[tuple[int, int]]],
-    count: int,
-    gpus: int,
-    labels: object,
-    process: str,
-) -> list[int]:
-    """Seat processes of one CPU and so many GPUs, node after node; how many on each kind."""
-    wanted = dict(labels).get(TYPE_LABEL) if isinstance(labels, dict) else None
-    seated = [0] * len(fleet)
+def unseen_labels(plan: ResourcePlan) -> list[str]:
+    """Names of labels that are asked for, and of which --cluster says nothing."""
+    return sorted({*plan.replica_labels, *plan.worker_labels} - {TYPE_LABEL})
+
+
+def selects(selector: str, value: str) -> bool:
+    """Whether a label selector of Ray's picks a value: L4, !L4, in(L4,A10G), !in(L4,A10G)."""
+    wanted = selector.removeprefix("!")
+    if wanted.startswith("in(") and wanted.endswith(")"):
+        names = [name.strip() for name in wanted[3:-1].split(",")]
+    else:
+        names = [wanted]
+    return (value in names) != selector.startswith("!")
+
+
+def _sit(fleet: Sequence[Nodes], free: list[list[tuple[int, int]]], asked: _Asked) -> list[int]:
+    """Seat processes node after node, taking from what is free; how many on each kind."""
+    seated, count = [0] * len(fleet), asked.most
     # nodes without GPUs first for those that need none: the others stay free
-    for kind in sorted(range(len(fleet)), key=lambda k: fleet[k].gpus if not gpus else 0):
-        if wanted is not None and fleet[kind].type != wanted:
+    for kind in sorted(range(len(fleet)), key=lambda k: fleet[k].gpus if not asked.gpus else 0):
+        if asked.selector is not None and not selects(asked.selector, fleet[kind].type):
             continue
         for node, (cpus_left, gpus_left) in enumerate(free[kind]):
-            here = min(count, cpus_left, gpus_left // gpus if gpus else cpus_left)
-            free[kind][node] = (cpus_left - here, gpus_left - here * gpus)
+            room = gpus_left // asked.gpus if asked.gpus else cpus_left
+            here = min(count, cpus_left, room)
+            free[kind][node] = (cpus_left - here, gpus_left - here * asked.gpus)
             seated[kind] += here
             count -= here
-    if count:
-        where = f"nodes with {TYPE_LABEL} {wanted}" if wanted else "the nodes"
+    if sum(seated) < asked.least:
+        where = f"nodes with {TYPE_LABEL} {asked.selector}" if asked.selector else "the nodes"
         raise ClusterError(
-            f"--cluster: {count} {process}(s) of 1 CPU and {gpus} GPU(s) find no room on {where}; "
-            "lower their number or teacher.gpus_per_replica, or add nodes"
+            f"--cluster: {count} {asked.process}(s) of 1 CPU and {asked.gpus} GPU(s) find no room "
+            f"on {where}; lower their number or teacher.gpus_per_replica, or add nodes"
         )
     return seated

@@ -1,13 +1,17 @@
 """What a model's folder says of itself, without its weights and without torch."""
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xdray.errors import ConfigError
+from xdray.mirror import fetched
+from xdray.storage import local_path
+from xdray.strict_json import parse_json
 
+MOST = 1 << 40
+"""More than any model has of anything."""
 POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"}
 
 
@@ -34,9 +38,11 @@ class ModelHeader:
 def resolve_model(name: str) -> str:
     """Turn "package:NAME/FOLDER" into the folder inside that installed Python package.
 
-    The package is found, not imported. Any other name comes back as it is, but for one that can
-    only be a folder and is not there. Raises ConfigError.
+    The package is found, not imported. A URI becomes this machine's copy of it. Any other name
+    comes back as it is, but for one that can only be a folder and is not there. Raises ConfigError.
     """
+    if local_path(name) is None:
+        return str(fetched(name))
     scheme, _, rest = name.partition(":")
     if scheme != "package":
         if name.startswith((".", "/", "~")) and not Path(name).is_dir():
@@ -58,42 +64,57 @@ def resolve_model(name: str) -> str:
     raise ConfigError(f"'{name}': no such folder in the package '{package}' ({looked})")
 
 
+def absolute_model(name: str) -> str:
+    """Return the same model for processes that run elsewhere: a local folder made absolute."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
 def read_header(name: str) -> ModelHeader:
     """Read the config.json of a model. Raises ConfigError for a folder that is no model."""
     path = _config_file(name)
     values = config_values(path)
     width = _first(values, path, "hidden_size", "dim", "d_model")
-    labels: dict[str, str] = values.get("id2label") or {}
     return ModelHeader(
         model=name,
         model_type=values["model_type"],
         width=width,
         num_layers=_first(values, path, "num_hidden_layers", "n_layers", "num_layers"),
-        num_heads=values.get("num_attention_heads") or values.get("n_heads") or 0,
-        embedding_width=values.get("embedding_size") or width,
+        num_heads=_first(values, path, "num_attention_heads", "n_heads", default=0),
+        embedding_width=_first(values, path, "embedding_size", default=width),
         vocab_size=_first(values, path, "vocab_size"),
-        max_positions=_positions(values),
-        tags=tuple(labels[key] for key in sorted(labels, key=int)),
+        max_positions=_positions(values, path),
+        tags=_tags(values.get("id2label") or {}, path),
     )
 
 
 def config_values(path: Path) -> dict[str, Any]:
     """Values of a model's config.json. Raises ConfigError."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a model's config.json: {error}") from error
-    if not isinstance(values, dict) or "model_type" not in values:
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise ConfigError(f"{path}: has no model_type, expected a transformers model")
     return values
 
 
-def _positions(values: dict[str, Any]) -> int | None:
+def _tags(labels: Any, path: Path) -> tuple[str, ...]:
+    """Labels in the order of their ids."""
+    known = isinstance(labels, dict) and all(isinstance(tag, str) for tag in labels.values())
+    ids = [key for key in labels if key.isdecimal() and len(key) < 10] if known else []
+    if not known or len(ids) < len(labels) or len({*map(int, ids)}) < len(ids):
+        raise ConfigError(f"{path}: id2label is {labels!r:.60}, expected a text for each id")
+    return tuple(labels[key] for key in sorted(ids, key=int))
+
+
+def _positions(values: dict[str, Any], path: Path) -> int | None:
     """Tokens that it can read; RoBERTa's family counts positions from after the padding id."""
-    found = values.get("max_position_embeddings")
-    if found is None or values["model_type"] not in POSITIONS_AFTER_PADDING:
+    if values.get("max_position_embeddings") is None:
+        return None
+    found = _first(values, path, "max_position_embeddings")
+    if values["model_type"] not in POSITIONS_AFTER_PADDING:
         return found
-    return found - (values.get("pad_token_id") or 1) - 1
+    return found - _first(values, path, "pad_token_id", default=1) - 1
 
 
 def _config_file(name: str) -> Path:
@@ -114,8 +135,13 @@ def _config_file(name: str) -> Path:
         ) from error
 
 
-def _first(values: dict[str, Any], path: Path, *names: str) -> int:
-    for name in names:
-        if isinstance(values.get(name), int):
-            return values[name]
-    raise ConfigError(f"{path}: none of {', '.join(names)} is there, expected an encoder's config")
+def _first(values: dict[str, Any], path: Path, *names: str, default: int | None = None) -> int:
+    """Return the number under the first name that is there, not null and not 0."""
+    name = next((name for name in names if values.get(name)), None)
+    if name is None and default is not None:
+        return default
+    found = values.get(name or names[0])
+    if type(found) is not int or not 0 < found < MOST:
+        there = f"{name} is {found!r:.60}" if name else f"none of {', '.join(names)} is there"
+        raise ConfigError(f"{path}: {there}, expected a number, as an encoder's config has")
+    return found

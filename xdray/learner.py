@@ -30,6 +30,9 @@ class Observed(NamedTuple):
 class Learner(nn.Module, abc.ABC):
     """What can be trained: a student, or a teacher that is fine-tuned."""
 
+    model: Any
+    """As transformers has it, under what is added for training."""
+
     @abc.abstractmethod
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor | None = None

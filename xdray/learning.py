@@ -1,12 +1,11 @@
 """One student's training, from files to weights: what each worker runs.
 
-A `Lesson` names the files; it is small and travels to the workers. Each worker reads its own
-tokenizer, labelled text and targets from them, and `training` does the rest.
+A `Lesson` names the files. Each worker reads its own tokenizer, labelled text and targets from
+them, and `training` does the rest.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,73 +21,26 @@ from xdray.batches import BatchPlan, Source
 from xdray.config import Config
 from xdray.console import Console
 from xdray.corpus import Sentence
+from xdray.finetuning import TeacherLearner
 from xdray.forwarding import predict_logits
 from xdray.learner import Learner
+from xdray.lessons import Lesson
 from xdray.loader import Loader
 from xdray.sessions import Session
-from xdray.sources import LabelledSource, StoredSource, Stream, StreamedSource
+from xdray.sources import LabelledSource, StoredSource, StreamedSource
 from xdray.stage_files import load_last
 from xdray.stages import Stage, chain_keys, compared_layers
 from xdray.student import Student, build_student
 from xdray.targets import TargetView
 from xdray.task import Task
-from xdray.teacher import TeacherLearner
 from xdray.tokenised import Tokens
 from xdray.tokens import load_tokenizer, pad_id_of
 from xdray.training import Training, run_stages
+from xdray.watching import Meters, Watch, run_name, watch_training
 
 OnEpoch = Callable[[dict[str, Any]], None]
 SCORING_TOKENS = 4096
 """Tokens of a batch when scoring, padding included."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """What is taught, by the files it is made from."""
-
-    config: Config
-    task: Task
-    stages: tuple[Stage, ...]
-    base: dict[str, Any]
-    """All that decides the weights beside the stages: hashed into the stages' keys."""
-    start: str
-    """Folder of the student's tokenizer, embeddings and id map (starts); of the
-    encoder when a teacher is fine-tuned."""
-    view: str | None
-    """Folder with targets.json; None where no stage reads transfer text."""
-    teacher_width: int
-    teacher_heads: int
-    folder: str
-    """Finished stages and checkpoints are kept under it."""
-    start_from: str | None
-    threads: int
-    stream: Stream | None = None
-    """The teacher at work, where targets are streamed."""
-    quiet: bool = False
-    """Only the log file is told."""
-
-
-def lesson_base(
-    config: Config, *, tokenizer: str, targets: str, data: str, task: Task
-) -> dict[str, Any]:
-    """Return a lesson's `base`. tokenizer (the student's), targets, data: fingerprints."""
-    training = config.training.model_dump(mode="json")
-    for name in ("workers", "checkpoint_seconds", "max_failures"):
-        training.pop(name)  # how, not what
-    return {
-        "student": config.student.model_dump(mode="json"),
-        "training": training,
-        "task": config.task.model_dump(mode="json"),
-        "metric": task.metric,
-        "max_length": config.tokens.max_length,
-        "tokenizer": tokenizer,
-        "targets": targets,
-        "codec": config.targets.codec,
-        "pieces": config.tokens.pieces,
-        "data": data,
-        "labels": task.labels.names,
-        "seed": config.run.seed,
-    }
 
 
 class Scorer:
@@ -149,7 +101,7 @@ def learn(
     lesson: Lesson, session: Session, on_epoch: OnEpoch | None = None
 ) -> list[dict[str, Any]]:
     """Train one student through the lesson's stages; returns a row a stage."""
-    _use_threads(lesson, session)
+    _enter(lesson, session)
     config = lesson.config
     tokenizer = load_tokenizer(lesson.start)
     student = start_student(lesson, tokenizer)
@@ -198,7 +150,7 @@ def transfer_sources(lesson: Lesson, ranks: int) -> list[Source]:
 
 def finetune(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
     """Fine-tune a teacher on the labels, by the same loop; saves nothing but its stage."""
-    _use_threads(lesson, session)
+    _enter(lesson, session)
     config = lesson.config
     tokenizer = load_tokenizer(lesson.start)
     assert config.teacher.finetune is not None
@@ -212,9 +164,12 @@ def finetune(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
     return _run(lesson, session, teacher, tokenizer, plan_of)
 
 
-def _use_threads(lesson: Lesson, session: Session) -> None:
-    """Before the first tensor: orthogonal weights round otherwise on another number of threads."""
+def _enter(lesson: Lesson, session: Session) -> None:
+    """Have the lesson's files on this machine, and its number of threads."""
+    if lesson.mirror is not None:
+        lesson.mirror.enter()
     if session.device == "cpu":
+        # before the first tensor: orthogonal weights round otherwise on another number of threads
         torch.set_num_threads(lesson.threads)
 
 
@@ -254,8 +209,18 @@ def _run(
             session=session,
             console=console,
             on_epoch=on_epoch,
+            on_save=lesson.send,
+            watch=Watch() if session.rank > 0 else _watch(lesson, session.meters),
         )
-        return run_stages(learner, training)
+        rows = run_stages(learner, training)
+    if session.rank == 0:
+        lesson.send()
+    return rows
+
+
+def _watch(lesson: Lesson, meters: Meters) -> Watch:
+    run = Path(lesson.config.run.folder)
+    return watch_training(run, run_name(lesson.place), Path(lesson.folder), meters)
 
 
 def labelled_tokens(

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ class Loader:
             self._reader = (epoch + 1, reader) if epoch + 1 < self.epochs else None
         if self.others and (missing := self.num_steps(epoch) - max(start, position)) > 0:
             loaded = loaded or list(self.plan.source.read([0], self.layers))
-            yield from itertools.repeat(_unscored(self._collate(loaded, [(0, 0)])), missing)
+            yield from itertools.repeat(self._collate(loaded, [(0, 0)]).unscored(), missing)
 
     def _open(self, epoch: int, done: int) -> Generator[Tokens]:
         """Shards of an epoch from number `done` of its order on, and of the epochs after it."""
@@ -90,7 +90,7 @@ class Loader:
     def _rank_batch(self, loaded: list[Tokens], batch: list[tuple[int, int]]) -> Batch:
         mine = batch[self.rank :: self.world_size]
         if not mine:  # fewer rows than ranks: join the step with one row that is not scored
-            return _unscored(self._collate(loaded, batch[:1]))
+            return self._collate(loaded, batch[:1]).unscored()
         return self._collate(loaded, mine)
 
     def _collate(self, loaded: list[Tokens], pairs: list[tuple[int, int]]) -> Batch:
@@ -99,16 +99,3 @@ class Loader:
             (loaded[owner], array[array[:, 0] == owner, 1]) for owner in np.unique(array[:, 0])
         ]
         return collate_many(parts, self.pad_id, self.id_map)
-
-
-def _unscored(batch: Batch) -> Batch:
-    return replace(
-        batch,
-        kept=batch.kept[:0],
-        first=batch.first[:0],
-        pieces=batch.pieces and (batch.pieces[0][:0], batch.pieces[1][:0]),
-        logits=None if batch.logits is None else batch.logits[:0],
-        hidden={layer: values[:0] for layer, values in batch.hidden.items()},
-        labels=None if batch.labels is None else batch.labels[:0],
-        num_labels=0,
-    )

@@ -16,6 +16,7 @@ N tokens of all sentences end to end, S sentences, W teacher width, C classes.
 """
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,17 +25,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from xdray.errors import TargetsError
 from xdray.hidden import Hidden, directions_of, value_type
 from xdray.places import object_columns
 from xdray.storage import join, open_input, write_bytes_atomic
+from xdray.strict_json import parse_json
 from xdray.tokenised import Signal
 
 LOGITS = "logits"
 TOKENS = "tokens-"
 TEXT = ("ids", "word_ids")
 ROW_GROUP = 256
+_BROKEN = (OSError, ValueError, LookupError, TypeError, pa.ArrowException)
+"""What pyarrow and numpy raise over damaged files."""
 _TYPES: dict[str, Any] = {
     "ids": np.int32,
     "word_ids": np.int32,
@@ -59,6 +64,20 @@ def signal_and_codec(part: str) -> tuple[Signal, str]:
     signal, _, codec = part.rpartition("-")
     kind, _, layer = signal.partition("-")
     return (int(layer) if kind == "hidden" else signal), codec
+
+
+class _Footer(BaseModel):
+    """What every footer says, beside the file's identity."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    rows: NonNegativeInt
+    tokens: NonNegativeInt
+    cut_words: NonNegativeInt
+    width: NonNegativeInt
+    codec: str | None
+    codec_error: float | None
+    by_sentence: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +147,8 @@ class PartFile:
         """(S,) tokens of each sentence. Raises TargetsError."""
         file, _ = self._open()
         try:
-            return (
-                file.read(columns=["length"], use_threads=False)["length"].to_numpy().astype("u2")
-            )
-        except (OSError, ValueError, KeyError) as error:
+            return _lengths(file.read(columns=["length"], use_threads=False)["length"])
+        except _BROKEN as error:
             raise self._damaged(str(error)) from error
 
     def read(self, names: Sequence[str], lengths: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -144,17 +161,17 @@ class PartFile:
         widths = {"logits": footer["width"], "hidden": footer["width"]}
         tokens = int(np.sum(lengths, dtype=np.int64))
         alone = {LOGITS} if footer.get("by_sentence") else set()
-        flat = {
-            name: np.empty(
-                (len(lengths) if name in alone else tokens, widths.get(name, 1)),
-                self._type(name, footer),
-            )
-            for name in names
+        shapes = {
+            name: (len(lengths) if name in alone else tokens, widths.get(name, 1)) for name in names
         }
+        types = {name: np.dtype(self._type(name)) for name in names}
+        if any(math.prod(shapes[its]) * types[its].itemsize > footer["bytes"] for its in names):
+            raise self._damaged(f"less than {tokens} tokens of width {footer['width']}")
+        flat = {name: np.empty(shapes[name], types[name]) for name in names}
         there = {name: its for name, its in flat.items() if its.shape[1]}
         try:
             self._fill(file, there, lengths, alone)
-        except (OSError, ValueError, KeyError, IndexError) as error:
+        except _BROKEN as error:
             raise self._damaged(str(error)) from error
         return flat
 
@@ -163,12 +180,11 @@ class PartFile:
         file, footer = self._open()
         try:
             table = file.read(columns=["sentence_id", "length"], use_threads=False)
-        except (OSError, ValueError, KeyError) as error:
+            found, lengths = table["sentence_id"].to_pylist(), _lengths(table["length"])
+        except _BROKEN as error:
             raise self._damaged(str(error)) from error
-        ids = [f"{self.shard_id[:16]}-{row}" for row in range(table.num_rows)]
-        if table["sentence_id"].to_pylist() != ids:
+        if found != [f"{self.shard_id[:16]}-{row}" for row in range(table.num_rows)]:
             raise self._damaged("sentence ids of another shard")
-        lengths = table["length"].to_numpy()
         if int(lengths.sum()) != footer["tokens"]:
             raise self._damaged(f"{lengths.sum()} tokens, its footer says {footer['tokens']}")
         if self.part == LOGITS:
@@ -193,11 +209,16 @@ class PartFile:
         try:
             blob = file.read_row_group(0, columns=["basis"], use_threads=False)["basis"][0].as_py()
             return np.frombuffer(blob, np.float32).reshape(1 + directions, -1)
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        except _BROKEN as error:
             raise self._damaged(f"its basis: {error}") from error
 
-    def _type(self, name: str, footer: Mapping[str, Any]) -> Any:
-        return _TYPES[name] if name in _TYPES else value_type(footer["codec"])
+    @property
+    def _codec(self) -> str | None:
+        has_none = self.part == LOGITS or self.part.startswith(TOKENS)
+        return None if has_none else signal_and_codec(self.part)[1]
+
+    def _type(self, name: str) -> Any:
+        return _TYPES[name] if name in _TYPES else value_type(self._codec or "")
 
     def _identity(self) -> dict[str, Any]:
         return {"shard_id": self.shard_id, "key": self.key, "part": self.part}
@@ -207,18 +228,20 @@ class PartFile:
         try:
             source = open_input(self.uri)
             file = pq.ParquetFile(source, page_checksum_verification=True)
-            footer = json.loads(file.metadata.metadata[b"xdray"])
+            footer = parse_json(file.metadata.metadata[b"xdray"])
+            _Footer.model_validate(footer)
         except FileNotFoundError as error:
             raise TargetsError(
                 f"{self.uri}: not there; run the same command again, the teacher adds what is "
                 "missing"
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except _BROKEN as error:
             raise self._damaged(str(error)) from error
         if names := object_columns(file.schema_arrow):
             raise self._damaged(f"its column '{names[0]}' holds Python objects")
         rows = file.metadata.num_rows
-        expected = {**self._identity(), "rows": rows if self.rows is None else self.rows}
+        expected = {**self._identity(), "codec": self._codec}
+        expected["rows"] = rows if self.rows is None else self.rows
         found = {name: footer.get(name) for name in expected}
         if found != expected or rows != expected["rows"]:
             raise self._damaged(f"{rows} rows, {found}, expected {expected}")
@@ -235,7 +258,7 @@ class PartFile:
         at, row = 0, 0
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=["length", *flat], use_threads=False)
-            found = table["length"].to_numpy()
+            found = _lengths(table["length"])
             if not np.array_equal(found, lengths[row : row + len(found)]):
                 raise ValueError(f"rows {row} and on: lengths of other sentences")
             count = int(found.sum())
@@ -249,8 +272,8 @@ class PartFile:
 
     def _damaged(self, reason: str) -> TargetsError:
         return TargetsError(
-            f"{self.uri}: damaged or unreadable ({' '.join(reason.split())}); delete it and run "
-            "the same command again, the teacher does this shard anew"
+            f"{self.uri}: damaged or unreadable ({' '.join(reason.split()):.400}); delete it and "
+            "run the same command again, the teacher does this shard anew"
         )
 
 
@@ -262,8 +285,18 @@ def _blobs(values: NDArray[Any], offsets: NDArray[np.int64]) -> pa.LargeBinaryAr
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
 
 
+def _lengths(column: pa.ChunkedArray) -> NDArray[np.uint16]:
+    """Tokens of each sentence. Raises ValueError for what cannot be that."""
+    lengths = column.to_numpy()
+    if column.type != pa.int32() or column.null_count or (lengths >> 16).any():
+        raise ValueError("lengths that no sentence has")
+    return lengths.astype(np.uint16)
+
+
 def _values(column: pa.ChunkedArray, like: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
     """Look at the blobs of a column as (n, values a token) of the type of `like`."""
+    if not pa.types.is_large_binary(column.type) or column.null_count:
+        raise ValueError(f"a column of {column.type!s:.60}, expected blobs")
     blobs = column.combine_chunks()
     ends = np.frombuffer(blobs.buffers()[1], np.int64)[blobs.offset :][: len(blobs) + 1]
     width = like.itemsize * like.shape[1]

@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 from xdray.errors import CorpusError
 from xdray.sentences import Content
 from xdray.windows import Windows
+from xdray.workspace import paths_from
 
 FORMATS = {
     "txt": "text",
@@ -30,6 +31,8 @@ FORMATS = {
     "json": "squad",
 }
 TABLES = {"parquet", "hub", "squad"}  # positions are rows, not bytes
+SEPARATED = {"conll", "tsv", "table"}
+"""Where the end of a line decides which word or column is meant."""
 BLOCK_BYTES = 1 << 20
 
 
@@ -122,7 +125,7 @@ def expand(path: str) -> list[str]:
     if not names:
         what = "is a folder, expected files" if literal else "no file matches"
         what = "no such file" if info.type == pafs.FileType.NotFound and literal else what
-        raise CorpusError(f"{path}: {what}; paths are taken from where the command was typed")
+        raise CorpusError(f"{path}: {what}; {paths_from()}")
     return sorted(base + (quote(name) if remote else name) + mark + query for name in names)
 
 
@@ -131,8 +134,9 @@ def reading(where: object) -> Iterator[None]:
     """Turn what pyarrow and the file system raise into a CorpusError."""
     try:
         yield
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise CorpusError(f"{where}: cannot be read: {' '.join(str(error).split())}") from error
+    except (OSError, ValueError, OverflowError, RecursionError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise CorpusError(f"{where}: cannot be read: {reason:.300}") from error
 
 
 def _locate(path: str) -> tuple[pafs.FileSystem, str]:
@@ -179,16 +183,21 @@ def _glob(system: pafs.FileSystem, info: pafs.FileInfo, patterns: list[str]) -> 
 
 def lines(span: Span) -> Iterator[tuple[int, int, int, str]]:
     """Yield (start byte, stop byte, line number, line without its end)."""
-    place, position, number, rest = span.place, span.start, span.number, b""
+    place, position, number = span.place, span.start, span.number
+    pieces: list[bytes] = []  # of a line longer than a block
     with reading(place), open_place(place.path) as file:
         file.seek(position)
         while block := file.read(min(BLOCK_BYTES, (span.stop or file.size()) - file.tell())):
-            *raws, rest = (rest + block).split(b"\n")
-            for raw in raws:
+            first, *others = block.split(b"\n")
+            pieces.append(first)
+            if not others:
+                continue
+            for raw in (b"".join(pieces), *others[:-1]):
                 after = position + len(raw) + 1
                 yield position, after, number, _decode(place, raw, position, number)
                 position, number = after, number + 1
-    if rest:
+            pieces = [others[-1]]
+    if rest := b"".join(pieces):
         yield position, position + len(rest), number, _decode(place, rest, position, number)
 
 
@@ -200,6 +209,17 @@ def _decode(place: Place, raw: bytes, position: int, number: int) -> str:
             f"{place}:{number}: byte 0x{raw[error.start]:02x} at {error.start + 1} is not UTF-8; "
             "convert the file to UTF-8"
         ) from error
+    if "\0" in line:
+        raise CorpusError(
+            f"{place}:{number}: byte 0x00 at {raw.index(0) + 1}, expected text; the file is not "
+            "text, is UTF-16 (convert it to UTF-8), or was damaged (write it anew)"
+        )
     if not position:
         line = line.removeprefix("\ufeff")
-    return line.removesuffix("\r")
+    line = line.removesuffix("\r")
+    if place.format in SEPARATED and "\r" in line:
+        raise CorpusError(
+            f"{place}:{number}: a carriage return within a line, expected lines that end in "
+            "a line feed; convert the file's line ends"
+        )
+    return line

@@ -22,13 +22,14 @@ from xdray.config import Config
 from xdray.config_data import TransferConfig
 from xdray.corpus import places_of_sources
 from xdray.errors import ConfigError
-from xdray.fleet import read_fleet, seats
+from xdray.fleet import read_fleet, seats, unseen_labels
 from xdray.header import ModelHeader, resolve_model
 from xdray.hidden import token_bytes
 from xdray.kinds import load_task
 from xdray.places import Place, Span, open_place
 from xdray.readers import read_rows
 from xdray.recipes import plan_stages
+from xdray.resources import THIS_MACHINE
 from xdray.sentences import text_of
 from xdray.stages import needed_layers
 from xdray.storage import free_space, size
@@ -102,13 +103,14 @@ def make_plan(config: Config) -> dict[str, Any]:
     passes = sum(stage.epochs for stage in stages if "transfer" in stage.splits)
     if config.targets.delivery == "stored":
         _check_disk(config, total)
-    else:
+    elif resources.available.source == THIS_MACHINE:
         _check_memory(config, shard_bytes)
     per_step = max(1.0, config.training.batch_tokens / tokens)
     fleet, at_once = config.cluster.fleet, config.targets.delivery == "streamed"
     return {
         "devices": resources.as_dict(),
         "seats": seats(read_fleet(fleet), resources, at_once) if fleet else [],
+        "labels_taken_as_met": unseen_labels(resources) if fleet else [],
         "teacher": {"model": header.model, "layers": list(layers), "width": header.width},
         "transfer": {
             "sentences~": estimate.sentences,
@@ -172,6 +174,8 @@ def _sentence_bytes(
 
 def _fits(config: Config, needed: int) -> bool:
     """Whether the store's disk has room; what is there may be these very targets."""
+    if config.cluster.fleet is not None:
+        return True  # the store of a cluster that is not there is not on this machine's disk
     store = config.targets.store
     free = free_space(store)
     return free is None or needed <= free + size(store)  # None: an object store
@@ -209,10 +213,14 @@ def print_plan(plan: dict[str, Any]) -> None:
         for key, value in plan[section].items():
             console.print(f"  {key} {value}", markup=False)
     if plan["seats"]:
-        seated = Table(*plan["seats"][0])
+        streamed = plan["deliveries"]["chosen"] == "streamed"
+        order = "side by side" if streamed else "actors first, workers when they are done"
+        seated = Table(*plan["seats"][0], title=f"who sits where: {order}", title_justify="left")
         for row in plan["seats"]:
             seated.add_row(*row.values())
         console.print(seated)
+    for label in plan["labels_taken_as_met"]:
+        console.print(f"label {label}: --cluster does not say it, taken as met", markup=False)
     table = Table("stage", "trains", "losses", "epochs", "steps an epoch ~")
     for stage in plan["stages"]:
         table.add_row(

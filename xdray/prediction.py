@@ -21,7 +21,7 @@ from xdray.console import Console
 from xdray.corpus import Sentence, Shard, plan_transfer, read_shard
 from xdray.errors import ConfigError
 from xdray.forwarding import predict_logits
-from xdray.header import read_header, resolve_model
+from xdray.header import absolute_model, read_header, resolve_model
 from xdray.kinds import task_class
 from xdray.labels import LabelSet
 from xdray.learner import logits_of, mean_state, model_inputs
@@ -45,6 +45,7 @@ class Predictor:
     ) -> None:
         """Load the model's folder, in one of `runtimes.RUNTIMES`; all but torch are on CPUs."""
         torch.set_num_threads(threads)
+        model = resolve_model(model)
         self.model: Any = load_runtime(model, task.model_class, runtime, threads)
         if runtime == "torch":
             self.model.to(device)
@@ -91,8 +92,9 @@ def predict_files(
         raise ConfigError(
             f"--output {output}: ends in '{path.suffix}', expected .jsonl or .parquet"
         )
+    model = absolute_model(model)
     task = task_of_model(model)  # a folder that is no model ends here, before Ray starts
-    check_runtime(model, runtime)
+    check_runtime(resolve_model(model), runtime)
     sources = TransferConfig(
         sources=[SourceConfig(path=name, **(columns or {})) for name in inputs]
     )
@@ -100,7 +102,7 @@ def predict_files(
     config = ClusterConfig()
     pool = pool_plan(available(config), replicas, len(plan.shards))
     kwargs = {
-        "model": str(Path(model).resolve()),
+        "model": model,
         "task": task,
         "threads": pool.threads_per_replica,
         "device": "cuda" if pool.gpus_per_replica else "cpu",

@@ -29,7 +29,7 @@ def answers_of(here: str, given: dict[str, Any]) -> Iterator[tuple[str, int]]:
     texts, starts = given["text"], given["answer_start"]
     lists = isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)
     if not lists or not all(
-        isinstance(text, str) and isinstance(start, int) and start >= 0
+        isinstance(text, str) and type(start) is int and start >= 0  # a bool is an int too
         for text, start in zip(texts, starts, strict=True)
     ):
         raise CorpusError(

@@ -6,7 +6,6 @@ counted from 1).
 
 import functools
 import itertools
-import json
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
@@ -22,11 +21,12 @@ from xdray.places import (
     Row,
     Span,
     lines,
-    object_columns,
     open_place,
     reading,
 )
 from xdray.sentences import Content, TextPair, text_of
+from xdray.squad import squad_questions
+from xdray.strict_json import parse_json
 from xdray.windows import Windows
 
 BATCH_ROWS = 2048
@@ -84,11 +84,23 @@ def class_names(place: Place, gold: str) -> list[str] | None:
             schema = _hub_dataset(place).features.arrow_schema
         else:
             schema = pq.read_schema(open_place(place.path))
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = features.get("info", {}).get("features", {}).get(getattr(place, gold))
-    while isinstance(feature, list) or (isinstance(feature, dict) and "feature" in feature):
+        feature = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
+    for name in ("info", "features", getattr(place, gold)):
+        feature = feature.get(name) if isinstance(feature, dict) else None
+    while (isinstance(feature, list) and feature) or (
+        isinstance(feature, dict) and "feature" in feature
+    ):
         feature = feature[0] if isinstance(feature, list) else feature["feature"]
-    return feature.get("names") if isinstance(feature, dict) else None
+    names = feature.get("names") if isinstance(feature, dict) else None
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        found = f"{place}: ClassLabel names of '{getattr(place, gold)}' are {names!r:.60}"
+        raise CorpusError(f"{found}, expected a list of texts; write the file anew")
+    if len(set(names)) < len(names):
+        found = f"{place}: ClassLabel of '{getattr(place, gold)}' names one twice: {names!r:.60}"
+        raise CorpusError(f"{found}; write the file anew")
+    return names
 
 
 def _text_rows(span: Span, gold: str) -> Iterator[Row]:
@@ -104,15 +116,15 @@ def _conll_rows(span: Span, gold: str) -> Iterator[Row]:
     words, tags, begin, end, first, width = [], [], 0, 0, 0, 0
     for position, after, line_number, line in itertools.chain(lines(span), [(0, 0, 0, "")]):
         line = line.rstrip(" \t").lstrip(" ")
-        if not line or line.startswith("-DOCSTART-"):
+        columns = line.split("\t") if "\t" in line else re.split(" +", line)
+        if line == "" or columns[0] == "-DOCSTART-":
             if words:
                 yield Row(begin, end, first, tuple(words), tags if labelled else None)
                 words, tags = [], []
             continue
-        columns = line.split("\t") if "\t" in line else re.split(" +", line)
         width = width if words else max(2, len(columns))
         if not columns[0] or (labelled and len(columns) != width):
-            found = f"{line!r} has {len(columns)} columns, expected {width}"
+            found = f"{line!r:.60} has {len(columns)} columns, expected {width}"
             raise CorpusError(f"{span.place}:{line_number}: {found}, a word first and a tag last")
         if not words:
             begin, first = position, line_number
@@ -134,7 +146,7 @@ def _tsv_rows(span: Span, gold: str) -> Iterator[Row]:
         marks = [PREFIXED_TAG.fullmatch(tag) for tag in tags]
         languages = {mark[1] if mark else None for mark in marks}
         if len(languages) > 1:
-            found = f"{span.place}:{line_number}: tags of languages {languages}"
+            found = f"{span.place}:{line_number}: tags of languages {languages!r:.60}"
             raise CorpusError(f"{found}, expected one for all")
         tags = [mark[2] if mark else tag for mark, tag in zip(marks, tags, strict=True)]
         language = next(iter(languages), None)
@@ -166,7 +178,7 @@ def _table_format_rows(span: Span, gold: str) -> Iterator[Row]:
                 f"{where}: {len(cells)} columns, expected {len(names)} as in the lines before"
             )
         record = dict(zip(names, cells, strict=True))
-        columns = _columns(place, where, record, gold)
+        columns = _columns(place, where, names, gold)
         yield Row(position, after, line_number, *_values(where, record, columns, gold))
 
 
@@ -177,9 +189,7 @@ def _jsonl_rows(span: Span, gold: str) -> Iterator[Row]:
             continue
         where = f"{span.place}:{line_number}"
         try:
-            record = json.loads(line)
-            if "\\u" in line:  # half a surrogate pair passes json, and fails in every tokenizer
-                json.dumps(record, ensure_ascii=False).encode()
+            record = parse_json(line)
         except ValueError as error:
             raise CorpusError(f"{where}: not JSON in UTF-8: {error}; write it anew") from error
         if not isinstance(record, dict):
@@ -195,6 +205,8 @@ def _parquet_rows(span: Span, gold: str) -> Iterator[Row]:
     with reading(place), open_place(place.path) as file:
         table = pq.ParquetFile(file, buffer_size=BLOCK_BYTES)
         sizes = [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)]
+        if sum(sizes) != table.metadata.num_rows or any(its < 0 for its in sizes):
+            raise ValueError(f"{table.metadata.num_rows} rows, but groups of {sizes!r:.60}")
         ends = list(itertools.accumulate(sizes))
         stop = min(sum(sizes) if span.stop is None else span.stop, sum(sizes))
         groups = [g for g, end in enumerate(ends) if end > start and end - sizes[g] < stop]
@@ -207,6 +219,8 @@ def _parquet_rows(span: Span, gold: str) -> Iterator[Row]:
             position += len(batch)
             if position >= stop:
                 return
+        if position < stop:
+            raise ValueError(f"{position} rows, expected {stop}")
 
 
 def _hub_rows(span: Span, gold: str) -> Iterator[Row]:
@@ -224,23 +238,23 @@ def _hub_rows(span: Span, gold: str) -> Iterator[Row]:
 def _hub_dataset(place: Place) -> Any:
     """Load a data set of the Hub, or a local folder, as `datasets` keeps it: mapped from disk."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
 
     with reading(place):
         try:
             return load_dataset(place.path, place.subset, split=place.split)
-        except DatasetsError as error:
-            raise ValueError(f"`datasets` says: {error}") from error
+        except Exception as error:  # it raises a dozen kinds over a damaged folder
+            raise ValueError(f"`datasets` says: {type(error).__name__}: {error}") from error
 
 
 def _table_rows(
     place: Place, table: pa.RecordBatch, start: int, columns: _Columns, gold: str
 ) -> Iterator[Row]:
-    if names := object_columns(table.schema):
-        raise CorpusError(
-            f"{place}: column '{names[0]}' holds Python objects, which may run code when they are "
-            "read, expected Arrow's own types; write text as strings"
-        )
+    for column in table.schema:
+        if not _is_plain(column.type):
+            raise CorpusError(
+                f"{place}: column {column.name!r:.60} is of type {column.type!s:.60}, expected "
+                "text, numbers, or lists of them; write the file anew"
+            )
     with reading(f"{place}: rows {start + 1} to {start + len(table)}"):  # bad UTF-8 shows here
         records = table.to_pylist()
     for row, record in enumerate(records, start):
@@ -248,37 +262,29 @@ def _table_rows(
         yield Row(row, row + 1, row + 1, *values)
 
 
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether a type's values are text, numbers, or lists and structs of them.
+
+    Others may run code when they become Python's: a type that a library has registered (Ray Data
+    has one of pickles) is its own to unpack.
+    """
+    if pa.types.is_dictionary(kind):
+        return _is_plain(kind.value_type)
+    if pa.types.is_nested(kind) and not pa.types.is_map(kind) and not pa.types.is_union(kind):
+        return all(_is_plain(kind.field(index).type) for index in range(kind.num_fields))
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    is_number = pa.types.is_primitive(kind) and not pa.types.is_temporal(kind)
+    is_other = pa.types.is_string_view(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
+    return is_text or is_number or is_other
+
+
 def _squad_rows(span: Span, gold: str) -> Iterator[Row]:
     """SQuAD's JSON: (question, context), with its answers; positions count questions."""
     place = span.place
-    found = _squad_questions(place.path)
+    found = squad_questions(place.path)
     for index in range(span.start, min(len(found), span.stop or len(found))):
         content, answers, row_id = found[index]
         yield Row(index, index + 1, index + 1, content, answers if gold else None, None, row_id)
-
-
-@functools.lru_cache(maxsize=2)
-def _squad_questions(path: str) -> list[tuple[TextPair, dict[str, Any], str]]:
-    """Read a whole file: SQuAD's JSON cannot be read in parts."""
-    with reading(path), open_place(path) as file:
-        data = json.loads(file.read())
-    found = []
-    try:
-        for article in data["data"]:
-            for paragraph in article["paragraphs"]:
-                for asked in paragraph["qas"]:
-                    answers = {
-                        "text": [answer["text"] for answer in asked.get("answers", ())],
-                        "answer_start": [a["answer_start"] for a in asked.get("answers", ())],
-                    }
-                    pair = TextPair(asked["question"], paragraph["context"])
-                    found.append((pair, answers, str(asked["id"])))
-    except (KeyError, TypeError) as error:
-        raise CorpusError(
-            f"{path}: question {len(found) + 1}: {type(error).__name__} {error}, expected SQuAD's "
-            "layout: data, paragraphs, context, qas, question, id, answers, text, answer_start"
-        ) from error
-    return found
 
 
 def _columns(place: Place, where: str, present: Collection[str], gold: str) -> _Columns:
@@ -291,10 +297,14 @@ def _columns(place: Place, where: str, present: Collection[str], gold: str) -> _
         if gold or place.pair:
             expected = ", ".join(f"'{name}'" for name in columns.all)
         raise CorpusError(
-            f"{where}: has {list(present)}, expected {expected}; name the source's columns: words, "
-            "tags, text, pair, label"
+            f"{where}: has {list(present)!s:.200}, expected {expected}; name the source's columns: "
+            "words, tags, text, pair, label"
         )
-    return columns._replace(others=[name for name in ("language", "id") if name in present])
+    columns = columns._replace(others=[name for name in ("language", "id") if name in present])
+    twice = [name for name in columns.all if list(present).count(name) > 1]
+    if twice:
+        raise CorpusError(f"{where}: column '{twice[0]}' comes twice; name each column once")
+    return columns
 
 
 def _values(
@@ -313,7 +323,7 @@ def _values(
             found = f"{where}: '{columns.gold}' is {value!r:.60}"
             raise CorpusError(f"{found}, expected a list of tags")
     if language is not None and not isinstance(language, str):
-        raise CorpusError(f"{where}: language is {language!r}, expected a code such as 'en'")
+        raise CorpusError(f"{where}: language is {language!r:.60}, expected a code such as 'en'")
     return content, value, language, None if row_id is None else str(row_id)
 
 

@@ -1,17 +1,18 @@
 """A run is a folder: opened, refused when it is of another config, found done."""
 
-import json
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from xdray.config import Config
 from xdray.configfile import changed_fields, dump_config, load_config
 from xdray.console import Console
-from xdray.errors import ConfigError
+from xdray.errors import ConfigError, XdrayError
+from xdray.mirror import STATE, Mirror, working_folder
 from xdray.redaction import redacted
-from xdray.storage import write_bytes_atomic
+from xdray.storage import delete_tree, full_disk, join, read_object, write_bytes_atomic, write_json
 
 HOW_NOT_WHAT = (
     "cluster.",
@@ -26,39 +27,48 @@ HOW_NOT_WHAT = (
 )
 """Fields that decide how a run is done, not what comes out: they may change between two calls."""
 
-NO_RESULTS = {"config.yaml", "log.txt", "remembered.json"}
+NO_RESULTS = {"config.yaml", "log.txt", "remembered.json", STATE}
 """What lies in the folder of a run that was refused before it made anything."""
 
 
 class Run:
-    """An open run folder."""
+    """An open run folder; one at a URI is worked on in a local copy."""
 
-    def __init__(self, config: Config, console: Console) -> None:
+    def __init__(
+        self, config: Config, console: Console, folder: Path, mirror: Mirror | None
+    ) -> None:
         """Take a folder that `open_run` has checked."""
-        self.config = config
+        self.place = config.run.folder
+        """As the user wrote it."""
+        own = config.run.model_copy(update={"folder": str(folder)})
+        self.config = config.model_copy(update={"run": own})
+        """With the local folder."""
         self.console = console
-        self.folder = Path(config.run.folder)
+        self.folder = folder
+        self.mirror = mirror
 
-    def __enter__(self) -> "Run":
-        """Use as a context, so that a progress bar never outlives an error."""
-        return self
+    def named(self, *names: str) -> str:
+        """Return a place in the folder as the user knows it."""
+        return join(self.place, *names)
 
-    def __exit__(self, *error: object) -> None:
-        """Take the bar away."""
-        self.console.end()
+    def send(self) -> None:
+        """Send what is new to the URI, where the folder is at one."""
+        if self.mirror is not None:
+            self.mirror.send()
 
     def path(self, *names: str) -> Path:
         """Return a path in the folder."""
         return self.folder.joinpath(*names)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a file whole or not at all, without the secrets of URIs."""
-        write_bytes_atomic(str(self.path(name)), json.dumps(redacted(value), indent=1).encode())
+        """Write a file whole or not at all, without the secrets of URIs, and send what is new."""
+        write_json(str(self.path(name)), redacted(value))
+        self.send()
 
-    def read_json(self, name: str) -> Any:
-        """Read a file, None if it is not there."""
+    def read_json(self, name: str, *keys: str) -> dict[str, Any] | None:
+        """Read a file of an object with these keys, None if it is not there. Raises XdrayError."""
         path = self.path(name)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_object(str(path), *keys) if path.is_file() else None
 
     def remembered(self, name: str, work: Callable[[], str]) -> str:
         """Return what `work` returned in the first call of a run, also when it is resumed."""
@@ -66,10 +76,16 @@ class Run:
         if name not in known:
             known[name] = work()
             self.write_json("remembered.json", known)
+        if not isinstance(known[name], str):
+            raise XdrayError(
+                f"{self.path('remembered.json')}: {name} is {known[name]!r:.60}, expected text; "
+                "correct it, or give --fresh"
+            )
         return known[name]
 
 
-def open_run(config: Config, fresh: bool) -> Run:
+@contextlib.contextmanager
+def open_run(config: Config, fresh: bool) -> Iterator[Run]:
     """Make or continue the run folder of a config.
 
     fresh: delete what an earlier run left there. Raises ConfigError for a folder of another config,
@@ -81,29 +97,46 @@ def open_run(config: Config, fresh: bool) -> Run:
             f"cluster.fleet (--cluster): {config.cluster.fleet} is a cluster to plan for, expected "
             "with --plan alone; leave it out, and set RAY_ADDRESS to run on a cluster"
         )
-    folder = Path(config.run.folder)
+    with working_folder(config.run.folder) as (folder, mirror):
+        if _is_claimed(config, folder, fresh):
+            shutil.rmtree(folder)
+            if mirror is not None:
+                delete_tree(mirror.uri)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"run.folder: {folder} cannot be made: {error}") from error
+        write_bytes_atomic(str(folder / "config.yaml"), dump_config(config).encode())
+        try:
+            with Console(folder / "log.txt") as console:
+                yield Run(config, console, folder, mirror)
+        except XdrayError:
+            raise
+        except Exception as error:  # of a library that met a full disk
+            if (full := full_disk(str(folder), error)) is not None:
+                raise full from error
+            raise
+
+
+def _is_claimed(config: Config, folder: Path, fresh: bool) -> bool:
+    """Whether an earlier run is to be deleted; refuses what is no run folder, or of another run."""
     saved = folder / "config.yaml"
     if saved.is_file():
         old = _config_of_run(saved)
         if fresh:
-            shutil.rmtree(folder)
-        elif {entry.name for entry in folder.iterdir()} - NO_RESULTS:
-            _refuse_changes(old, config, folder)
+            return True
+        if {entry.name for entry in folder.iterdir()} - NO_RESULTS:
+            _refuse_changes(old, config)
         else:
             (folder / "remembered.json").unlink(missing_ok=True)
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(entry.name != STATE for entry in folder.iterdir()):
         raise ConfigError(
-            f"run.folder: {folder} has files but no config.yaml, so it is no run folder; name "
-            "another folder, or empty this one"
+            f"run.folder: {config.run.folder} has files but no config.yaml, so it is no run "
+            "folder; name another folder, or empty this one"
         )
     elif folder.exists() and not folder.is_dir():
         raise ConfigError(f"run.folder: {folder} is a file, expected a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"run.folder: {folder} cannot be made: {error}") from error
-    write_bytes_atomic(str(saved), dump_config(config).encode())
-    return Run(config, Console(folder / "log.txt"))
+    return False
 
 
 def _config_of_run(saved: Path) -> Config:
@@ -117,10 +150,10 @@ def _config_of_run(saved: Path) -> Config:
         ) from error
 
 
-def _refuse_changes(old: Config, new: Config, folder: Path) -> None:
+def _refuse_changes(old: Config, new: Config) -> None:
     changes = [c for c in changed_fields(old, new) if not c.startswith(HOW_NOT_WHAT)]
     if changes:
         raise ConfigError(
-            f"{folder}: a run of another config: {'; '.join(changes)}; name another run.folder, or "
-            "give --fresh to delete this run"
+            f"{new.run.folder}: a run of another config: {'; '.join(changes)}; name another "
+            "run.folder, or give --fresh to delete this run"
         )

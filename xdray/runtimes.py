@@ -1,7 +1,6 @@
 """What a saved model runs on: PyTorch, or the ONNX graphs beside it that `export` wrote."""
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers import AutoConfig
 
 from xdray.errors import ConfigError, ExportError
 from xdray.saving import load_student
+from xdray.storage import read_object
 from xdray.weights import trusted
 
 GRAPHS = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_qint8.onnx"}
@@ -94,7 +94,7 @@ def _reason(folder: Path, runtime: str) -> str:
     """Why there is no graph: never asked for, or not good enough."""
     said = folder / "export.json"
     if said.is_file():
-        its = json.loads(said.read_text(encoding="utf-8"))["runtimes"].get(runtime, {})
+        its = read_object(str(said), "runtimes")["runtimes"].get(runtime, {})
         if its.get("refused"):
             return f"export refused it: {its['refused']}"
     return "`xdray export CONFIG` writes it"

@@ -31,6 +31,8 @@ def save_student(
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for stray in folder.parent.glob(f".{folder.name}.{'[0-9a-f]' * 32}*"):  # of a killed run
+        shutil.rmtree(stray, ignore_errors=True)
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side = "right"

@@ -1,7 +1,6 @@
 """A saved model's folder scored on a labelled split, in whatever runtime."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from xdray.learner import Learner, logits_of, model_inputs
 from xdray.learning import Scorer
 from xdray.saving import load_student
 from xdray.sessions import LocalSession
+from xdray.storage import join
 from xdray.tokens import load_tokenizer
 from xdray.weights import trusted
 
@@ -96,8 +96,8 @@ def score_model(config: Config, folder: str, split: str) -> dict[str, Any]:
 def evaluate_model(config: Config, model: str | None, split: str) -> dict[str, Any]:
     """Score a model's folder (default: the run's student) on a labelled split of a config."""
     started = time.monotonic()
-    folder = model or str(Path(config.run.folder) / "student")
-    scores = score_model(config, folder, split)
+    place = model or join(config.run.folder, "student")
+    scores = score_model(config, resolve_model(place), split)
     seconds = round(time.monotonic() - started, 2)
-    result = {"model": folder, "split": split, split: scores}
+    result = {"model": place, "split": split, split: scores}
     return {"run_dir": config.run.folder, "seconds": seconds, **result}

@@ -20,15 +20,16 @@ from xdray.checks import check_plan, check_student
 from xdray.cluster import Cluster, fit_on_workers, plan_resources
 from xdray.config import Config
 from xdray.configfile import changed_fields, load_config, with_fields
-from xdray.distillation import Corpus, annotate_all, distill, make_teacher, read_corpus, settled
+from xdray.distillation import annotate_all, distill, make_teacher, settled
 from xdray.errors import ConfigError
 from xdray.fronts import pareto_front
 from xdray.header import ModelHeader
-from xdray.learning import Lesson
+from xdray.lessons import Lesson
 from xdray.recipes import plan_stages
 from xdray.runs import Run, open_run
 from xdray.search_report import write_search_report
 from xdray.space import Fields, Space, check_space, space_of, trial_config
+from xdray.splits import Corpus, read_corpus
 from xdray.stages import needed_layers
 from xdray.starts import prepare_start
 from xdray.targets import TargetView
@@ -82,18 +83,20 @@ def tune(config: Config, *, fresh: bool = False) -> dict[str, Any]:
         best = report["best"]
         if best is None:
             raise ConfigError(
-                f"{run.folder}: no trial finished; see trials/*/trial.json"
+                f"{run.place}: no trial finished; see trials/*/trial.json"
                 if trials
                 else f"search: none of {pool.excluded} students that were proposed may be trained; "
                 "raise the limits (max_parameters, max_bytes, max_latency_ms) or change the space"
             )
         chosen = distill_best(run, course, teacher, best)
-        best["run"] = {key: chosen[key] for key in ("run_dir", "retention", "gain", "latency_ms")}
+        best["run"] = {key: chosen[key] for key in ("retention", "gain", "latency_ms")}
+        best["run"]["run_dir"] = run.named("best")
         best["test"] = chosen["student"]["test"][course.task.metric]
         baseline = chosen["baseline"]
         report["baseline_dev"] = baseline and baseline["dev"][course.task.metric]
         report["seconds"] = round(time.monotonic() - started, 2)
-        report["report"] = str(write_search_report(run.folder, report, trials))
+        report["run_dir"] = run.place
+        report["report"] = run.named(write_search_report(run.folder, report, trials).name)
         run.console.say(f"\nreport: {report['report']}")
         run.write_json("search.json", report)
         return report
@@ -123,6 +126,7 @@ def make_course(
         data=corpus.fingerprint,
         starts=starts,
         threads=concurrency(config)[1],
+        mirror=run.mirror and run.mirror.renew(),
     )
 
 
@@ -262,7 +266,7 @@ def _learn_on_workers(lesson: Lesson, report: Report) -> list[dict[str, Any]]:
             learn_in_trial,
             lesson,
             plan,
-            storage=str((Path(lesson.folder) / "ray").resolve()),
+            storage=lesson.storage,
             name="train",
             max_failures=lesson.config.training.max_failures,
         )

@@ -5,12 +5,15 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from xdray.watching import Meters
 
 if TYPE_CHECKING:  # imported where there are several ranks
     from torch import Tensor
@@ -39,6 +42,11 @@ class Session(Protocol):
     @property
     def run_folder(self) -> str:
         """Where the run is kept: a folder or a URI; empty if nowhere."""
+        ...
+
+    @property
+    def meters(self) -> Meters:
+        """Of this process; silent without Ray."""
         ...
 
     def all_sum(self, values: "Tensor") -> None:
@@ -73,13 +81,16 @@ def rank_0_says(session: Session, yes: bool) -> bool:
 class LocalSession:
     """The only rank of a run in this process; checkpoints are folders beside each other."""
 
-    def __init__(self, folder: Path | None, device: str | None = None) -> None:
+    def __init__(
+        self, folder: Path | None, device: str | None = None, meters: Meters | None = None
+    ) -> None:
         """Without a folder nothing can be saved; without a device, a GPU where torch sees one."""
         if device is None:
             import torch
 
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.rank, self.world_size, self.device = 0, 1, device
+        self.meters = meters or Meters()
         self.run_folder = "" if folder is None else str(folder)
 
     def all_sum(self, values: "Tensor") -> None:
@@ -87,6 +98,8 @@ class LocalSession:
 
     def latest_checkpoint(self) -> str | None:
         """Return the folder of the last finished checkpoint, or None."""
+        if self.run_folder:  # what a killed run was writing
+            shutil.rmtree(Path(self.run_folder) / DRAFT, ignore_errors=True)
         finished = self._finished()
         return str(finished[-1]) if finished else None
 
@@ -123,6 +136,7 @@ class RaySession:
     """The module ray.train, handed in."""
     open_folders: contextlib.ExitStack
     """Closed when the worker ends; holds downloaded checkpoints."""
+    meters: Meters
 
     def all_sum(self, values: "Tensor") -> None:
         """Sum over all ranks in the process group that Ray Train made."""
@@ -133,6 +147,9 @@ class RaySession:
 
     def latest_checkpoint(self) -> str | None:
         """Return the last checkpoint that Ray Train recorded; downloaded where it is remote."""
+        if self.rank == 0:  # what a killed worker of this run was writing on this machine
+            for draft in Path(tempfile.gettempdir()).glob(f"{self.draft}*"):
+                shutil.rmtree(draft, ignore_errors=True)
         checkpoint = self.train.get_checkpoint()
         if checkpoint is None:
             return None
@@ -143,9 +160,15 @@ class RaySession:
         if self.rank > 0:
             self.train.report(metrics)
             return
-        with tempfile.TemporaryDirectory(prefix="xdray-checkpoint-") as folder:
+        with tempfile.TemporaryDirectory(prefix=self.draft) as folder:
             write(Path(folder))
             self.train.report(metrics, checkpoint=self.train.Checkpoint.from_directory(folder))
+
+    @property
+    def draft(self) -> str:
+        """How the names of the temporary folders of this run begin."""
+        name = hashlib.blake2b(self.run_folder.encode(), digest_size=8).hexdigest()
+        return f"xdray-checkpoint-{name}-"
 
 
 def _to_disk(path: Path) -> None:

@@ -1,6 +1,5 @@
 """What every student of a run starts from: its tokenizer, its embeddings, its ids."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from xdray.encoders import cut_encoder, set_embeddings, spaced_layers, token_tab
 from xdray.header import read_header
 from xdray.learner import quiet_transformers
 from xdray.reading import own_tokenizer
-from xdray.storage import fingerprint, write_bytes_atomic
+from xdray.storage import file_sizes, fingerprint, read_object, write_json
 from xdray.targets import TargetView
 from xdray.task import Task
 from xdray.teacher import embedding_table
@@ -51,7 +50,7 @@ def prepare_start(
         ]
     )
     done = folder / "start.json"  # written last
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8"))["key"] == key:
+    if done.is_file() and read_object(str(done)) == {"key": key, "files": _sizes(folder)}:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     own = own_tokenizer(config, teacher)
@@ -76,8 +75,13 @@ def prepare_start(
         embeddings = svd_embeddings(table, config.student.embedding, torch.from_numpy(teacher_ids))
         save_file({"embeddings": embeddings}, folder / "embeddings.safetensors")
     np.save(folder / "student_ids.npy", student_ids)
-    write_bytes_atomic(str(done), json.dumps({"key": key}).encode())
+    write_json(str(done), {"key": key, "files": _sizes(folder)})
     return folder
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the files of a start: one that was cut off since makes it anew."""
+    return {k: size for k, size in file_sizes(str(folder)).items() if k != "start.json"}
 
 
 def start_fields(student: StudentConfig) -> list[Any]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from xdray.batches import Batch
 from xdray.config import TrainingConfig
 from xdray.errors import TrainingError
+from xdray.exchange import add_up, add_up_rows
 from xdray.learner import Learner, Wanted
 from xdray.sessions import Session
 from xdray.stages import Stage, Term
@@ -47,12 +47,11 @@ class Stepper:
         """Of what each term imitates, where it is divided by it."""
         self.rate = 0.0
         """Of the last step."""
-        self._losses: nn.Module = StepLosses(student, stage.terms, task)
-        if session.world_size > 1:
-            # losses of some layers leave others without a gradient
-            self._losses = DistributedDataParallel(
-                self._losses, broadcast_buffers=False, find_unused_parameters=True
-            )
+        self._checked = self.sums.to("cpu", copy=True)
+        self._losses = StepLosses(student, stage.terms, task)
+        self._embedding = student.model.get_input_embeddings().weight
+        self.parts = 1
+        """Passes that a batch takes: more where memory was short, and from then on."""
 
     def normalise(self, batches: Sequence[Batch]) -> None:
         """Find the variances of what the terms imitate, over these batches of all ranks."""
@@ -86,35 +85,90 @@ class Stepper:
         counts = self._counts(window)
         weights = torch.tensor([term.weight for term in terms], device=session.device)
         weights = weights / self.variances
-        scale = weights * session.world_size / counts.clamp(min=1)
+        scale = weights / counts.clamp(min=1)
         torch.manual_seed(seed)
-        sums = torch.zeros(len(terms), device=session.device)
-        for position, batches in enumerate(window):
-            last = position == len(window) - 1
-            with self._no_sync(last), self._autocast():
-                loss_sums = self._losses(batches)
-                (loss_sums * scale).sum().backward()
-            sums += loss_sums.detach()
+        while True:
+            passes = [its for batches in window for its in _in_parts(batches, self.parts)]
+            sums, short = self._backward(passes, scale)
+            if not self._exchange(passes, sums, short):
+                break
+            self._halve()
         if self.settings.clip is not None:
             trained = [p for group in self.optimiser.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.settings.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        session.all_sum(sums)
         self.sums += torch.stack([sums, counts]).double()
 
-    def check(self, step: int) -> None:
-        """Raise TrainingError, naming this step, for losses that are no longer finite."""
-        for term, value in zip(self.stage.terms, self.sums[0].tolist(), strict=True):
+    def _backward(
+        self, passes: Sequence[Mapping[str, Batch]], scale: Tensor
+    ) -> tuple[Tensor, bool]:
+        """Loss sum of each term over this rank, with gradients; whether memory was short."""
+        sums = torch.zeros(len(self.stage.terms), device=self.session.device)
+        try:
+            for batches in passes:
+                with self._autocast():
+                    loss_sums = self._losses(batches)
+                    (loss_sums * scale).sum().backward()
+                sums += loss_sums.detach()
+        except torch.OutOfMemoryError:
+            return sums, True
+        return sums, False
+
+    def _exchange(self, passes: Sequence[Mapping[str, Batch]], sums: Tensor, short: bool) -> bool:
+        """Add up gradients and `sums` over all ranks; whether any of them was short of memory.
+
+        All ranks end with gradients of the same bits.
+        """
+        if self.session.world_size == 1:
+            return short
+        trained = [p for group in self.optimiser.param_groups for p in group["params"]]
+        for parameter in trained:
+            if parameter.grad is None:  # losses of some layers leave others without
+                parameter.grad = torch.zeros_like(parameter)
+        flag = sums.new_tensor([float(short)])
+        grads = [its.grad for its in trained if its is not self._embedding]
+        add_up([sums, flag, *grads])
+        if flag.item():
+            return True
+        if self._embedding.grad is not None:
+            seen = [batch.input_ids for batches in passes for batch in batches.values()]
+            add_up_rows(self._embedding.grad, seen)
+        return False
+
+    def _halve(self) -> None:
+        """Take batches in twice as many passes. Raises TrainingError below one sentence."""
+        self.optimiser.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.parts *= 2
+        if self.parts > self.stage.batch_tokens:
+            raise TrainingError(
+                f"stage {self.stage.name}: the memory of {self.session.device} does not hold one "
+                "sentence with its gradients; lower tokens.max_length or the student's size"
+            )
+
+    def check(self, step: int) -> dict[str, float]:
+        """Mean loss of each term since the last check or `clear`, over all ranks.
+
+        Raises TrainingError, naming this step, for losses that are no longer finite.
+        """
+        sums = self.sums.to("cpu", copy=True)
+        for term, value in zip(self.stage.terms, sums[0].tolist(), strict=True):
             if not math.isfinite(value):
                 raise TrainingError(
                     f"stage {self.stage.name}, step {step}: the sum of the {term.name} loss is "
                     f"{value}; lower training.learning_rate"
                 )
+        new, self._checked = sums - self._checked, sums
+        return self._by_term(new)
 
     def mean_losses(self) -> dict[str, float]:
         """Mean loss of each term since the last `clear`, over all ranks."""
-        means = (self.sums[0] / self.sums[1].clamp(min=1)).tolist()
+        return self._by_term(self.sums)
+
+    def _by_term(self, sums: Tensor) -> dict[str, float]:
+        means = (sums[0] / sums[1].clamp(min=1)).tolist()
         several = len({term.name for term in self.stage.terms}) < len(means)
         return {
             term.long_name if several else term.name: mean
@@ -134,6 +188,7 @@ class Stepper:
     def clear(self) -> None:
         """Forget the losses so far."""
         self.sums.zero_()
+        self._checked.zero_()
 
     def held_out_loss(self, batches: Sequence[Batch]) -> float:
         """The stage's loss on these transfer batches, on its device, of all ranks together."""
@@ -160,6 +215,7 @@ class Stepper:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.sums.copy_(state["sums"])
+        self._checked.copy_(state["sums"])
         self.optimiser.load_state_dict(state["optimiser"])
 
     def _counts(self, window: Sequence[Mapping[str, Batch]]) -> Tensor:
@@ -175,23 +231,17 @@ class Stepper:
         self.session.all_sum(counts)
         return counts
 
-    def _no_sync(self, last: bool) -> AbstractContextManager[Any]:
-        if isinstance(self._losses, DistributedDataParallel) and not last:
-            return self._losses.no_sync()
-        return nullcontext()
-
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.settings.autocast == "none":
             return nullcontext()
         return torch.autocast(self.session.device.split(":")[0], dtype=torch.bfloat16)
 
 
-class StepLosses(nn.Module):
-    """The losses of one step in one forward call, so that DDP sees one forward a step."""
+class StepLosses:
+    """The losses of one pass of a student, for the terms of a stage."""
 
     def __init__(self, student: Learner, terms: Sequence[Term], task: Task) -> None:
-        """Wrap a student for the terms of a stage."""
-        super().__init__()
+        """Find what the terms compare."""
         self.student = student
         self.terms = terms
         self.task = task
@@ -199,7 +249,7 @@ class StepLosses(nn.Module):
         pairs = {t.student_layer for t in terms if t.loss in {"attention", "relations"}}
         self.wanted = Wanted(tuple(sorted(hidden)), tuple(sorted(pairs)))
 
-    def forward(self, batches: Mapping[str, Batch]) -> Tensor:
+    def __call__(self, batches: Mapping[str, Batch]) -> Tensor:
         """Loss sum of each term, over this rank's tokens: (len(terms),) float32."""
         found = {
             split: self.student.observe(
@@ -214,6 +264,15 @@ class StepLosses(nn.Module):
                 for term in self.terms
             ]
         )
+
+
+def _in_parts(batches: Mapping[str, Batch], parts: int) -> list[Mapping[str, Batch]]:
+    if parts == 1:
+        return [batches]
+    return [
+        {split: its.part(number, parts) for split, its in batches.items()}
+        for number in range(parts)
+    ]
 
 
 def learning_rate(stage: Stage, settings: TrainingConfig, done: float, steps: int) -> float:

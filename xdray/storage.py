@@ -6,7 +6,6 @@ folder; object stores, which show an object only once it is whole, get one put. 
 named ".NAME.N.tmp", never listed, and removed by the next writer of NAME.
 """
 
-import errno
 import fcntl
 import hashlib
 import itertools
@@ -15,19 +14,21 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from xdray.errors import ClusterError, XdrayError
+from xdray.remote import FULL, RemoteFile, delete, file_info, file_system, folder_infos, put
+from xdray.strict_json import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyarrow.fs import FileInfo, FileSystem
+    from pyarrow.fs import FileSystem
 
+LITTLE = 1 << 20
+"""Bytes free of a disk that counts as full where a write failed and nobody says why."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def local_path(uri: str) -> Path | None:
@@ -57,7 +58,7 @@ def exists(uri: str) -> bool:
     """Whether a file or a folder is there."""
     if (path := local_path(uri)) is not None:
         return path.exists()
-    info = _info(uri)
+    info = file_info(uri)
     return info.is_file or info.type.name == "Directory"
 
 
@@ -66,11 +67,7 @@ def list_folder(uri: str) -> list[str]:
     if (path := local_path(uri)) is not None:
         names = (entry.name for entry in path.iterdir()) if path.is_dir() else ()
         return sorted(name for name in names if not is_temporary(name))
-    from pyarrow.fs import FileSelector
-
-    system, inner = _remote(uri)
-    infos = system.get_file_info(FileSelector(inner, allow_not_found=True))
-    return sorted(info.base_name for info in infos)
+    return sorted(info.base_name for info in folder_infos(uri, recursive=False))
 
 
 def file_sizes(uri: str) -> dict[str, int]:
@@ -78,16 +75,23 @@ def file_sizes(uri: str) -> dict[str, int]:
 
     Takes one pass; on object stores one request for about a thousand files.
     """
+    return {name: size for name, (size, _) in file_facts(uri).items()}
+
+
+def file_facts(uri: str) -> dict[str, tuple[int, int | None]]:
+    """As `file_sizes`: bytes, and ns of the last change where the place tells."""
     if (path := local_path(uri)) is not None:
         files = (entry for entry in path.rglob("*") if entry.is_file())
-        sizes = {str(file.relative_to(path)): file.stat().st_size for file in files}
-        return {name: sizes[name] for name in sorted(sizes) if not is_temporary(name)}
-    from pyarrow.fs import FileSelector
-
-    system, inner = _remote(uri)
-    start = len(inner.rstrip("/")) + 1
-    infos = system.get_file_info(FileSelector(inner, recursive=True, allow_not_found=True))
-    return {i.path[start:]: i.size for i in sorted(infos, key=lambda i: i.path) if i.is_file}
+        stats = {str(file.relative_to(path)): file.stat() for file in files}
+        return {
+            name: (stats[name].st_size, stats[name].st_mtime_ns)
+            for name in sorted(stats)
+            if not is_temporary(name)
+        }
+    start = len(file_system(uri)[1].rstrip("/")) + 1
+    infos = folder_infos(uri, recursive=True)
+    files = sorted((info for info in infos if info.is_file), key=lambda info: info.path)
+    return {info.path[start:]: (info.size, info.mtime_ns) for info in files}
 
 
 def is_temporary(name: str) -> bool:
@@ -105,13 +109,12 @@ def read_bytes(uri: str) -> bytes:
 
 
 def open_input(uri: str) -> "pa.NativeFile":
-    """Open for random access: a memory map where local. Raises OSError."""
-    if (path := local_path(uri)) is not None:
-        import pyarrow as pa
+    """Open for random access: a memory map where local. Raises OSError, of remote ClusterError."""
+    import pyarrow as pa
 
+    if (path := local_path(uri)) is not None:
         return pa.memory_map(str(path))
-    system, inner = _remote(uri)
-    return system.open_input_file(inner)
+    return pa.PythonFile(RemoteFile(uri), mode="r")
 
 
 def write_bytes_atomic(uri: str, data: "bytes | memoryview | pa.Buffer") -> None:
@@ -123,10 +126,7 @@ def write_bytes_atomic(uri: str, data: "bytes | memoryview | pa.Buffer") -> None
     path = local_path(uri)
     try:
         if path is None:
-            system, inner = _remote(uri)
-            stream = system.open_output_stream(inner)
-            stream.write(view)
-            stream.close()  # not by `with`: that would finish a put that broke off
+            put(uri, view)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             _replace(path, view)
@@ -142,20 +142,30 @@ def write_json(uri: str, value: Any) -> None:
 def read_json(uri: str) -> Any:
     """Read what `write_json` wrote. Raises FileNotFoundError; XdrayError where it is not JSON."""
     try:
-        return json.loads(read_bytes(uri))
+        return parse_json(read_bytes(uri))
     except ValueError as error:
         raise XdrayError(
             f"{uri}: damaged, not JSON ({error}); delete it and run the same command again"
         ) from error
 
 
+def read_object(uri: str, *keys: str) -> dict[str, Any]:
+    """Read an object that has these keys, as `read_json` does. Raises XdrayError for another."""
+    found = read_json(uri)
+    if not isinstance(found, dict) or not set(keys) <= found.keys():
+        raise XdrayError(
+            f"{uri}: damaged, holds {found!r:.60}, expected an object with {', '.join(keys)}; "
+            "delete it and run the same command again"
+        )
+    return found
+
+
 def delete_tree(uri: str) -> None:
     """Delete a file, or a folder with all that is in it; nothing there is no error."""
     path = local_path(uri)
     if path is None:
-        system, inner = _remote(uri)
         if exists(uri):
-            (system.delete_file if _info(uri).is_file else system.delete_dir)(inner)
+            delete(uri)
     elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -166,7 +176,7 @@ def size(uri: str) -> int:
     """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
     if (path := local_path(uri)) is not None:
         return path.stat().st_size if path.is_file() else sum(file_sizes(uri).values())
-    info = _info(uri)
+    info = file_info(uri)
     return int(info.size) if info.is_file else sum(file_sizes(uri).values())
 
 
@@ -202,32 +212,13 @@ def _reader(source: "pa.NativeFile") -> Callable[[], bytes]:
     return lambda: source.read(1 << 20)
 
 
-@cache
-def _file_system(root: str) -> "tuple[FileSystem, str]":
-    """Connect once to a "scheme://authority?options"; with the prefix of paths on it (a bucket)."""
-    from pyarrow.fs import FileSystem
+def system_of(uri: str) -> "tuple[FileSystem, str]":
+    """File system of a place, local or not, and the path on it."""
+    if (path := local_path(uri)) is None:
+        return file_system(uri)
+    from pyarrow.fs import LocalFileSystem
 
-    try:
-        return FileSystem.from_uri(root)
-    except (OSError, ValueError, ImportError) as error:  # ArrowInvalid is a ValueError
-        raise ClusterError(
-            f"{root}: no file system to be had there: {error}; expected a local path or a URI that "
-            "pyarrow.fs reads (s3://, gs://, abfs://, hdfs://, fsspec+PROTOCOL://)"
-        ) from error
-
-
-def _remote(uri: str) -> "tuple[FileSystem, str]":
-    """File system of a URI, and the path on it."""
-    place, mark, options = uri.partition("?")
-    scheme, _, rest = place.partition("://")
-    authority, _, inner = rest.partition("/")
-    system, prefix = _file_system(f"{scheme}://{authority}{mark}{options}")
-    return system, f"{prefix.rstrip('/')}/{unquote(inner)}"
-
-
-def _info(uri: str) -> "FileInfo":
-    system, inner = _remote(uri)
-    return system.get_file_info(inner)
+    return LocalFileSystem(), str(path.resolve())
 
 
 def _replace(path: Path, view: memoryview) -> None:
@@ -283,8 +274,23 @@ def _claim(temporary: Path) -> int | None:
         os.close(descriptor)
 
 
+def full_disk(uri: str, error: BaseException) -> ClusterError | None:
+    """What to say where writing below a local folder failed because its disk is full, else None.
+
+    Libraries tell it in ways of their own; torch only says that a write failed.
+    """
+    free = free_space(uri) or 0
+    told = getattr(error, "errno", None) in FULL or "No space left on device" in str(error)
+    if not told and not (isinstance(error, RuntimeError) and free < LITTLE):
+        return None
+    return ClusterError(
+        f"{uri}: the disk is full: {free:,} bytes free; make room and run the same command again, "
+        "what was finished stays"
+    )
+
+
 def _unwritable(uri: str, needed: int, error: OSError) -> ClusterError:
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return ClusterError(
             f"{uri}: the disk is full: {needed:,} bytes to write, {free_space(uri) or 0:,} free; "
             "make room and run the same command again, what was finished stays"

@@ -21,15 +21,17 @@ from xdray.config import Config
 from xdray.configfile import load_config, with_fields
 from xdray.console import Console
 from xdray.errors import ConfigError
+from xdray.finetuning import TeacherLearner
 from xdray.header import read_header
 from xdray.kinds import load_task, with_labels
-from xdray.learning import Lesson, Scorer, finetune
+from xdray.learning import Scorer, finetune
+from xdray.lessons import Lesson
 from xdray.recipes import finetune_stage
 from xdray.resources import pool_plan
 from xdray.sessions import LocalSession
 from xdray.stage_files import load_last
-from xdray.storage import fingerprint, write_bytes_atomic
-from xdray.teacher import TeacherLearner, best_dtype
+from xdray.storage import fingerprint, read_object, write_bytes_atomic
+from xdray.teacher import best_dtype
 from xdray.tokens import fingerprint as tokenizer_fingerprint
 from xdray.tokens import load_tokenizer
 from xdray.weights import model_folder, teacher_fingerprint
@@ -234,7 +236,7 @@ def _known(cell: Cell) -> dict[str, Any] | None:
     path = Path(cell.folder) / "cell.json"
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_object(str(path), "key")
     return found if found["key"] == cell.key else None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from xdray.config_data import SourceConfig
 from xdray.corpus import Labelled, labelled_rows, where
 from xdray.errors import CorpusError
-from xdray.labels import LabelSet, is_tag, label_set_of, tag_set, to_iob2
+from xdray.labels import OUTSIDE, LabelSet, is_tag, label_set_of, tag_set, to_iob2
 from xdray.places import Place, Row
 from xdray.readers import class_names
 from xdray.sentences import Sentence
@@ -39,8 +39,8 @@ def read_tagged(
     for tag, place in seen.items():
         if tag not in labels.names:
             raise CorpusError(
-                f"{place}: tag '{tag}', expected one of {' '.join(labels.names)}; correct the "
-                "file, task.labels or data.scheme"
+                f"{place}: tag '{tag:.60}', expected one of {' '.join(labels.names):.200}; correct "
+                "the file, task.labels or data.scheme"
             )
     return Labelled(sentences, labels, {"sentences": len(sentences), **counts})
 
@@ -54,6 +54,9 @@ def _label_set(place: Place, names: list[str], scheme: str) -> LabelSet:
         )
     whole = label_set_of(set(names))
     as_is = scheme == "IOB2" or set(names) == set(whole.names)
+    if as_is and OUTSIDE not in names:
+        found = f"{place}: ClassLabel names of '{place.tags}' are {names!r:.60}"
+        raise CorpusError(f"{found}, they lack 'O', the tag outside entities; write the file anew")
     return tag_set(names) if as_is else whole
 
 
@@ -67,12 +70,13 @@ def _tags_of(place: Place, row: Row, names: Sequence[str], scheme: str) -> list[
         raise CorpusError(f"{found}, expected a tag for each word; correct the file")
     tags: list[str] = []
     for index, tag in enumerate(given):
-        name = names[tag] if isinstance(tag, int) and 0 <= tag < len(names) else tag
+        is_id = isinstance(tag, int) and not isinstance(tag, bool) and 0 <= tag < len(names)
+        name = names[tag] if is_id else tag
         if not isinstance(name, str) or not is_tag(name, scheme):
-            allowed = f"one of {' '.join(names)}" if names else f"tags of {scheme} by name"
+            allowed = f"one of {' '.join(names):.200}" if names else f"tags of {scheme} by name"
             raise CorpusError(
-                f"{where(place, row, index)}: tag {name!r}, expected {allowed}; correct the file, "
-                "data.scheme or task.labels"
+                f"{where(place, row, index)}: tag {name!r:.60}, expected {allowed}; correct the "
+                "file, data.scheme or task.labels"
             )
         tags.append(name)
     return tags

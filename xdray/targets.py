@@ -7,6 +7,7 @@ them.
 N tokens of all sentences end to end, S sentences, W teacher width, C classes.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from xdray.corpus import Shard
 from xdray.errors import TargetsError, XdrayError
@@ -167,9 +169,9 @@ class TargetView:
         sink = pa.BufferOutputStream()
         np.save(sink, flat)
         write_bytes_atomic(join(str(folder), "lengths.npy"), sink.getvalue())
-        saved = {name: getattr(self, name) for name in _SAVED}
         rows = [len(lengths) for lengths in self.lengths]
-        write_json(join(str(folder), "targets.json"), redacted({**saved, "rows": rows}))
+        saved = {name: getattr(self, name, rows) for name in _Saved.model_fields}
+        write_json(join(str(folder), "targets.json"), redacted(saved))
 
     @classmethod
     def load(cls, folder: str | Path, store_uri: str) -> "TargetView":
@@ -179,17 +181,20 @@ class TargetView:
         """
         path = Path(folder) / "targets.json"
         try:
-            saved = {**read_json(str(path)), "store_uri": absolute(store_uri)}
-            flat = np.load(path.with_name("lengths.npy"), mmap_mode="r")
+            saved = _Saved.model_validate(read_json(str(path))).model_dump()
+            saved["store_uri"] = absolute(store_uri)
             rows = saved.pop("rows")
-            if sum(rows) != len(flat):
-                raise ValueError(f"{len(flat)} lengths of {sum(rows)} sentences")
-            saved |= {name: tuple(saved[name]) for name in ("parts", "shard_ids")}
-            return cls(**saved, lengths=np.split(flat, np.cumsum(rows)[:-1]))
-        except (OSError, ValueError, TypeError, KeyError, XdrayError) as error:
+            flat = _stored_lengths(path.with_name("lengths.npy"), sum(rows))
+            if len(rows) != len(saved["shard_ids"]):
+                raise ValueError(f"rows of {len(rows)} shards of {len(saved['shard_ids'])}")
+        except (OSError, ValueError, XdrayError) as error:
+            reason = " ".join(str(error).split())
             raise TargetsError(
-                f"{path}: missing or damaged ({error}); delete it and run the same command again"
+                f"{path}: missing or damaged ({reason:.400}); delete it and run the same command "
+                "again"
             ) from error
+        saved |= {name: tuple(saved[name]) for name in ("parts", "shard_ids")}
+        return cls(**saved, lengths=np.split(flat, np.cumsum(rows)[:-1]))
 
     def load_shard(self, shard: int, parts: Sequence[str]) -> Tokens:
         """Read a shard's tokens and these of its parts: logits and hidden states.
@@ -227,17 +232,36 @@ def _tokens(flat: Mapping[str, NDArray[Any]], lengths: NDArray[Any]) -> Tokens:
     return tokens
 
 
-_SAVED = (
-    "store_uri",
-    "key",
-    "parts",
-    "shard_ids",
-    "cut_words",
-    "num_bytes",
-    "codec_error",
-    "text",
-    "seen",
-)
+class _Saved(BaseModel):
+    """A view as `targets.json` has it; the lengths lie beside it, end to end."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    store_uri: str
+    key: str
+    parts: list[str]
+    shard_ids: list[str]
+    cut_words: NonNegativeInt
+    num_bytes: NonNegativeInt
+    codec_error: dict[str, float]
+    text: str
+    seen: list[NonNegativeInt] | None
+    rows: list[NonNegativeInt]
+    """Sentences of each shard."""
+
+
+def _stored_lengths(path: Path, count: int) -> NDArray[np.uint16]:
+    """Map so many lengths. Raises ValueError for a damaged file."""
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)  # `load` reads archives too, and leaves them open
+        with warnings.catch_warnings(action="error"):
+            flat = np.load(path, mmap_mode="r")
+    except Exception as error:  # numpy raises a dozen kinds over a damaged header
+        raise ValueError(f"{path.name}: {error}") from error
+    if not isinstance(flat, np.ndarray) or flat.dtype != np.uint16 or flat.shape != (count,):
+        raise ValueError(f"{path.name}: not the lengths of {count} sentences")
+    return flat
 
 
 def list_stores(uri: str, key: str | None = None) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ the `Session` it is handed. steps.py takes the single step.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from xdray.console import Console
 from xdray.learner import Learner
 from xdray.loader import Loader
 from xdray.sessions import Session, rank_0_says
+from xdray.signals import before_leaving, unbroken
 from xdray.stage_files import Progress, load_stage, save_stage, stage_folder
 from xdray.stages import Stage
 from xdray.steps import Stepper, learning_rate
 from xdray.task import Task
+from xdray.watching import Watch
 
 Scores = dict[str, Any]
 Score = Callable[[Learner], Scores]
@@ -54,6 +56,9 @@ class Training:
     console: Console
     on_epoch: Callable[[dict[str, Any]], None] | None = None
     """Told after each epoch: stage, epoch, done (of all planned), dev (None: no head yet)."""
+    on_save: Callable[[], object] = lambda: None
+    """Called by rank 0 when a stage or a checkpoint is on the disk."""
+    watch: Watch = field(default_factory=Watch)
 
 
 def run_stages(student: Learner, training: Training) -> list[dict[str, Any]]:
@@ -71,6 +76,7 @@ def run_stages(student: Learner, training: Training) -> list[dict[str, Any]]:
             row = _StageRun(student, training, index).run()
             if session.rank == 0:
                 save_stage(student, training.folder / stage_folder(index, stage), row)
+                training.on_save()
             rank_0_says(session, True)  # it is on the disk
         rows.append(row)
     return rows
@@ -103,7 +109,9 @@ class _StageRun:
         self.session = training.session
         self.loaders = training.loaders(self.stage)
         self.progress = Progress()
+        self.watch = training.watch.stage(stage_folder(index, self.stage))
         self.held_out: list[Batch] | None = None
+        self._accumulation = training.settings.accumulation
         self._counted = self._forwarded()
         self._clock = time.monotonic()
         self._last_checkpoint = self._clock
@@ -119,12 +127,19 @@ class _StageRun:
         self.best_state = _copy_state(self.student)
         if not self._resume():
             self._score_start()
-        while self.progress.epoch < stage.epochs and self.progress.bad_epochs < stage.patience:
-            self._epoch()
-        self.loaders[stage.splits[0]].close()
-        self.student.load_state_dict(self.best_state)
-        dev = training.score(self.student) if stage.trains_head else None
+        with self.watch.drawing(self.progress.points):
+            with before_leaving(self._save):
+                while not self._is_over():
+                    self._epoch()
+            self.loaders[stage.splits[0]].close()
+            self.student.load_state_dict(self.best_state)
+            dev = training.score(self.student) if stage.trains_head else None
+            self.watch.best(self.progress.total_steps, dev)
         return self._row(dev)
+
+    def _is_over(self) -> bool:
+        progress, stage = self.progress, self.stage
+        return progress.epoch >= stage.epochs or progress.bad_epochs >= stage.patience
 
     def _row(self, dev: Scores | None) -> dict[str, Any]:
         progress = self.progress
@@ -163,6 +178,7 @@ class _StageRun:
         new = torch.tensor([mine - self._counted], device=self.session.device)
         self.session.all_sum(new)
         self.progress.forwarded += int(new)
+        self.watch.forwarded(int(new))
         self._counted = mine
 
     def _forwarded(self) -> int:
@@ -172,24 +188,24 @@ class _StageRun:
         progress, stage = self.progress, self.stage
         main = self.loaders[stage.splits[0]]
         num_steps = math.ceil(main.num_steps(progress.epoch) / self._accumulation)
+        planned = stage.epochs * num_steps
         self.student.train()
+        self.watch.begin(progress.total_steps)
         for batches in self._steps():
             done = (progress.epoch + progress.step / num_steps) / stage.epochs
-            rate = learning_rate(stage, self.training.settings, done, stage.epochs * num_steps)
-            self.stepper.step(batches, rate, self._step_seed())
-            progress.step += 1
-            progress.total_steps += 1
+            rate = learning_rate(stage, self.training.settings, done, planned)
+            with unbroken():
+                self.stepper.step(batches, rate, self._step_seed())
+                progress.step += 1
+                progress.total_steps += 1
             if progress.total_steps % CHECK_EVERY == 0:
                 title = f"stage {stage.name}, epoch {progress.epoch + 1} of {stage.epochs}"
                 self.training.console.progress(title, progress.step, num_steps, "steps")
-                self.stepper.check(progress.total_steps)
+                losses = self.stepper.check(progress.total_steps)
+                self.watch.look(progress.total_steps, planned, rate, losses)
                 if progress.step < num_steps:  # else the epoch's end saves
                     self._save_if_due()
         self._end_epoch()
-
-    @property
-    def _accumulation(self) -> int:
-        return self.training.settings.accumulation
 
     def _steps(self) -> Iterator[list[dict[str, Batch]]]:
         """Batches of each step that is still to do in this epoch, a dict by split for each pass."""
@@ -223,10 +239,15 @@ class _StageRun:
             self._save()
 
     def _end_epoch(self) -> None:
-        progress, training = self.progress, self.training
-        self.stepper.check(progress.total_steps)
+        self.stepper.check(self.progress.total_steps)
         self.student.eval()
-        score = self._current_score()
+        self._note_epoch(self._current_score())
+        self._save_if_due()
+        self._tell_epoch()
+
+    @unbroken()
+    def _note_epoch(self, score: float) -> None:
+        progress = self.progress
         if score >= progress.best:  # ties to the later
             progress.best, progress.bad_epochs = score, 0
             self.best_state = _copy_state(self.student)
@@ -246,15 +267,14 @@ class _StageRun:
                 "score": score,
             }
         )
+        self.watch.end_epoch(progress.history[-1], self._score_name())
         shown = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
-        training.console.say(
+        self.training.console.say(
             f"stage {self.stage.name}: epoch {progress.epoch + 1}/{self.stage.epochs}, "
             f"loss {shown}, {self._shown_score(score)}, {progress.seconds:.0f} s"
         )
         progress.epoch, progress.step = progress.epoch + 1, 0
         self.stepper.clear()
-        self._save_if_due()
-        self._tell_epoch()
 
     def _tell_epoch(self) -> None:
         training, stage = self.training, self.stage
@@ -271,10 +291,6 @@ class _StageRun:
                 "dev": dev,
             }
         )
-
-    def _held_out_loss(self) -> float:
-        """The stage's loss on the held-out transfer sentences of all ranks."""
-        return self.stepper.held_out_loss(self._held_out_batches())
 
     def _held_out_batches(self) -> list[Batch]:
         if self.held_out is None:
@@ -294,6 +310,8 @@ class _StageRun:
         }
         metrics = {"stage": self.stage.name, "step": self.progress.total_steps}
         self.session.save(lambda folder: torch.save(state, folder / "state.pt"), metrics)
+        if self.session.rank == 0:
+            self.training.on_save()
         self._last_checkpoint = time.monotonic()
 
     def _score_start(self) -> None:
@@ -313,7 +331,7 @@ class _StageRun:
     def _current_score(self) -> float:
         """Return what the best state is chosen by: the metric on dev or minus the held-out loss."""
         if not self.stage.by_dev:
-            return -self._held_out_loss()
+            return -self.stepper.held_out_loss(self._held_out_batches())
         return float(self.training.score(self.student)[self.training.task.metric])
 
     def _resume(self) -> bool:

@@ -17,10 +17,11 @@ from xdray.errors import ConfigError
 from xdray.learning import start_student
 from xdray.proposals import Proposer, make_proposer
 from xdray.space import Fields, Space, trial_id
-from xdray.storage import write_bytes_atomic
+from xdray.storage import read_object, write_bytes_atomic
 from xdray.tokens import load_tokenizer
 from xdray.trials import (
     ENDED,
+    OF_A_TRIAL,
     Course,
     begin_trial,
     objectives_of,
@@ -50,7 +51,7 @@ class TrialPool:
         self._excluded: set[str] = set()
         self._costs_path = folder / "costs.json"
         self._costs: dict[str, Any] = (
-            json.loads(self._costs_path.read_text("utf-8")) if self._costs_path.is_file() else {}
+            read_object(str(self._costs_path)) if self._costs_path.is_file() else {}
         )
         self._running: dict[str, Fields] = {}
         known = read_trials(course)
@@ -157,13 +158,15 @@ class TrialPool:
     def end(self, fields: Fields, result: Mapping[str, Any] | None) -> None:
         """Note the end of a trial. result: Tune's last, None where its process died."""
         folder = self.course.folder(fields)
-        trial = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
+        self.course.fetch(fields)
+        trial = read_object(str(folder / "trial.json"), *OF_A_TRIAL)
         if trial["status"] not in ENDED:
             more: dict[str, Any] = {"status": "failed", "score": None, "error": "its process died"}
             if result and "score" in result:
                 more = {"status": "stopped", "score": result["score"]}
                 more |= {"done": result["percent"] / 100, "seconds": result["time_total_s"]}
             trial = write_trial(folder, fields, more)
+            self.course.send(fields)
         self._running.pop(trial["id"], None)
         self._ended[trial["id"]] = trial
         self._proposer.tell(fields, self._values(trial))

@@ -15,16 +15,19 @@ from typing import Any
 import torch
 
 from xdray.config import Config
-from xdray.errors import TrainingError
+from xdray.errors import TrainingError, XdrayError
 from xdray.evaluation import measure_latency, num_parameters
 from xdray.learner import logits_of
-from xdray.learning import Lesson, learn, lesson_base
+from xdray.learning import learn
+from xdray.lessons import Lesson, lesson_base
+from xdray.mirror import Mirror
 from xdray.recipes import plan_stages
 from xdray.redaction import redact
 from xdray.sessions import LocalSession, Session
 from xdray.space import Fields, trial_config, trial_id
 from xdray.starts import start_fields
-from xdray.storage import fingerprint, write_bytes_atomic
+from xdray.storage import fingerprint, read_object, write_bytes_atomic
+from xdray.strict_json import parse_json
 from xdray.student import Student
 from xdray.task import Task
 
@@ -49,6 +52,8 @@ class Course:
     starts: Mapping[str, tuple[str, str]]
     """`start_key` of a trial's config to its start's folder, and its tokenizer's fingerprint."""
     threads: int
+    mirror: Mirror | None = None
+    """Of the search's folder, where it is at a URI."""
 
     @property
     def key(self) -> str:
@@ -81,7 +86,18 @@ class Course:
             start_from=None,
             threads=self.threads,
             quiet=True,
+            mirror=self.mirror,
         )
+
+    def send(self, fields: Fields) -> None:
+        """Send a trial's folder to the URI of the search, where it is at one."""
+        if self.mirror is not None:
+            self.mirror.send("trials", trial_id(fields))
+
+    def fetch(self, fields: Fields) -> None:
+        """Have a trial's folder as it is at the URI: it may have been written elsewhere."""
+        if self.mirror is not None:
+            self.mirror.fetch("trials", trial_id(fields))
 
 
 def start_key(config: Config) -> str:
@@ -157,6 +173,7 @@ def learn_in_trial(
         }
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        lesson.send()
         if report is not None:
             report(line)
 
@@ -182,6 +199,7 @@ def run_trial(
     started = time.monotonic()
     folder = course.folder(fields)
     metric = course.task.metric
+    course.fetch(fields)
     try:
         rows = fit(course.lesson(fields), report)
         scored = [row["dev"] for row in rows if row["dev"]]
@@ -197,14 +215,16 @@ def run_trial(
         message = redact(f"{type(error).__name__}: {' '.join(str(error).split())}")
         end = {"status": "failed", "score": None, "error": message}
     end["seconds"] = round(time.monotonic() - started, 2)
-    return write_trial(folder, fields, end)
+    trial = write_trial(folder, fields, end)
+    course.send(fields)
+    return trial
 
 
 def write_trial(folder: Path, fields: Fields, more: Mapping[str, Any]) -> dict[str, Any]:
     """Write trial.json, what it said before kept; returns all of it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "trial.json"
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    old = read_object(str(path)) if path.is_file() else {}
     trial = {**old, "id": folder.name, "fields": fields, **more}
     write_bytes_atomic(str(path), json.dumps(trial, indent=1).encode())
     return trial
@@ -217,6 +237,11 @@ def begin_trial(course: Course, fields: Fields, number: int, costs: Mapping[str,
         shutil.rmtree(folder)
     begun = {"number": number, "status": "running", "course": course.key, "costs": costs}
     write_trial(folder, fields, begun)
+    course.send(fields)
+
+
+OF_A_TRIAL = ("number", "status", "course", "id", "fields")
+"""What a trial.json holds at least."""
 
 
 def read_trials(course: Course) -> list[dict[str, Any]]:
@@ -230,13 +255,23 @@ def all_trials(folder: str | Path) -> list[dict[str, Any]]:
     """Return the trials under a search's folder, whatever text they learnt from."""
     trials: list[dict[str, Any]] = []
     for path in Path(folder).glob("trials/*/trial.json"):
-        trial = json.loads(path.read_text(encoding="utf-8"))
+        trial = read_object(str(path), *OF_A_TRIAL)
         reports = path.with_name("reports.jsonl")
-        text = reports.read_text(encoding="utf-8") if reports.is_file() else ""
-        told = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        last = {line["done"]: line for line in told}  # a resumed trial tells some epochs twice
+        last = _last_reports(reports) if reports.is_file() else {}
         trials.append({**trial, "reports": [last[done] for done in sorted(last)]})
     return sorted(trials, key=lambda trial: trial["number"])
+
+
+def _last_reports(path: Path) -> dict[float, dict[str, Any]]:
+    """Share done to what was reported there; a resumed trial tells some epochs twice."""
+    whole = path.read_bytes().rpartition(b"\n")[0]  # what follows was being written
+    try:
+        told = [parse_json(line) for line in whole.splitlines()]
+        return {line["done"]: line for line in told}
+    except (ValueError, TypeError, KeyError) as error:
+        raise XdrayError(
+            f"{path}: damaged ({error!s:.300}); delete {path.parent} and run the same command again"
+        ) from error
 
 
 def objectives_of(trial: Mapping[str, Any], objectives: Sequence[str]) -> list[float]:

@@ -78,7 +78,8 @@ class PoolWorker:
         return pa.table({"receipt": pa.array([receipt], pa.large_binary())})
 
     def _receipt(self, index: int, item: Any) -> Any:
-        if self._count_try(index) > MAX_DEATHS:
+        tries = self._count_try(index)
+        if tries > MAX_DEATHS:
             return ClusterError(
                 f"shard {item}: killed its {self._name} {MAX_DEATHS} times, expected a result; "
                 "often memory is short: lower targets.shard_sentences, teacher.batch_tokens or "
@@ -90,7 +91,7 @@ class PoolWorker:
             sys.stderr.write(redact(traceback.format_exc()))  # into the actor's log
             return as_xdray_error(error, f"{self._name}, shard {item}", self._logs)
         self._count_end(index)
-        return {**receipt, "index": index}
+        return {**receipt, "index": index, "tries": tries}
 
 
 def keep_few_shapes() -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CHANCE = 0.5
 """Probability from which a label of several is said."""
+MOST_DIGITS = 20
+"""Of an id; Python refuses to read numbers of thousands."""
 
 
 class Classification(Task):
@@ -221,14 +223,15 @@ def _class_id(here: str, value: Any, labels: LabelSet) -> int:
     if isinstance(name, str) and name in labels.ids:
         return labels.ids[name]
     number = value
-    if isinstance(value, str) and value.strip().isdecimal():
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < MOST_DIGITS:
         number = int(value)
     if isinstance(number, float) and math.isfinite(number) and number == int(number):
         number = int(number)
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(labels):
         return number
+    names = " ".join(labels.names)
     raise CorpusError(
-        f"{here}: label {value!r:.60}, expected one of {' '.join(labels.names)} or an id from 0 to "
+        f"{here}: label {value!r:.60}, expected one of {names:.200} or an id from 0 to "
         f"{len(labels) - 1}; correct the file, task.labels, or the source's `label` column"
     )
 

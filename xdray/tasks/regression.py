@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xdray.batches import Batch
 
 VALUE = "value"
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class Regression(Task):
@@ -56,13 +57,16 @@ class Regression(Task):
         return {**super().model_settings, "problem_type": "regression"}
 
     def gold_of(self, here: str, row: Row, labels: LabelSet) -> float:
-        """Return the number, which must be finite."""
+        """Return the number, which must be finite in the float32 of the loss."""
+        given = row.gold
+        # Python reads True as 1.0 and "1_0" as 10.0
+        is_other = isinstance(given, bool) or (isinstance(given, str) and "_" in given)
         try:
-            number = float(row.gold)
-        except (TypeError, ValueError):
+            number = math.nan if is_other else float(given)
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if not math.isfinite(number):
-            raise CorpusError(f"{here}: label {row.gold!r:.60}, expected a finite number")
+        if not abs(number) <= LARGEST:
+            raise CorpusError(f"{here}: label {given!r:.60}, expected a finite number (float32)")
         return number
 
     def label_array(self, tokens: Tokens, sentences: Sequence[Sentence]) -> NDArray[np.float32]:
