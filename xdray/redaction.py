@@ -12,7 +12,7 @@ _PATTERNS = [
         # the same where a file system has taken the scheme away
         (r"""[^\s/@:'"]+:[^\s/@'"]+@(?=[\w.-])""", f"{HIDDEN}@", False),
         # the same cut off at the "/" of a secret: what follows a ":" is no port
-        (r"""(://)[^\s/@:'"]+:(?!\d+(?:\D|$))[^\s/'",;]+""", rf"\1{HIDDEN}", False),
+        (r"""(://)[^\s/@:'"]+:(?!\d+(?:\D|$))[^\s/'",;]*[^\s/'",;:]""", rf"\1{HIDDEN}", False),
         # options of a URI; ";" as in HTML's &amp;
         (
             r"""([?&;][\w.-]*(?:key|secret|token|pass|pwd|sig|cred|auth|sas)[\w.-]*)=[^&\s'"<>]*""",
