@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from xdray.config import Config
-from xdray.config_data import Section
+from xdray.config_data import Section, TransferConfig
 from xdray.errors import ConfigError
 from xdray.redaction import redacted
 
@@ -165,6 +165,9 @@ def _set(values: dict[str, Any], dotted: str, value: Any, override: str) -> None
                 f"{override!r:.100}: {parent!r:.60} is {child!r:.60} in the file, not a section"
             )
         node = child
+    if key == "sources" and isinstance(node, dict):  # in place of the one source written out
+        for name in node.keys() - TransferConfig.model_fields.keys():
+            del node[name]
     node[_place(node, key, override)] = value
 
 

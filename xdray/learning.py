@@ -21,6 +21,7 @@ from xdray.batches import BatchPlan, Source
 from xdray.config import Config
 from xdray.console import Console
 from xdray.corpus import Sentence
+from xdray.errors import ConfigError
 from xdray.finetuning import TeacherLearner
 from xdray.forwarding import predict_logits
 from xdray.learner import Learner
@@ -171,6 +172,21 @@ def _enter(lesson: Lesson, session: Session) -> None:
     if session.device == "cpu":
         # before the first tensor: orthogonal weights round otherwise on another number of threads
         torch.set_num_threads(lesson.threads)
+        _check_autocast(lesson.config)
+
+
+def _check_autocast(config: Config) -> None:
+    """Raise ConfigError where this CPU has no LSTM in the dtype that the config asks for."""
+    if config.training.autocast != "bfloat16" or config.student.kind != "bilstm":
+        return
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.nn.LSTM(8, 8, bidirectional=True)(torch.zeros(2, 1, 8))
+    except RuntimeError as error:
+        raise ConfigError(
+            "training.autocast: bfloat16, which this machine's CPU does not run a BiLSTM in; "
+            "expected auto or none"
+        ) from error
 
 
 def _run(

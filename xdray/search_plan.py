@@ -29,6 +29,7 @@ from xdray.space import Fields, Space, check_space, space_of, trial_config
 from xdray.stages import Stage
 from xdray.steps import Stepper
 from xdray.student import Student, build_student
+from xdray.teacher import best_dtype
 from xdray.tokens import load_tokenizer
 from xdray.trial_pool import SHAPES_AHEAD, concurrency, refusal, search_of, shown, timed_length
 from xdray.trials import start_key, student_costs
@@ -160,7 +161,11 @@ def _step_seconds(config: Config, student: Student, stage: Stage, header: ModelH
         labels=None,
         num_labels=0,
     ).to(session.device)
-    stepper = Stepper(student.train(), stage, task, config.training, session)
+    settings = config.training
+    if settings.autocast == "auto":  # as it is on this machine
+        autocast = "bfloat16" if best_dtype(session.device) == "bfloat16" else "none"
+        settings = settings.model_copy(update={"autocast": autocast})
+    stepper = Stepper(student.train(), stage, task, settings, session)
     window = [dict.fromkeys(stage.splits, batch)]
     started = 0.0
     for step in range(STEPS):
