@@ -58,12 +58,12 @@ class Meters:
     def add(self, name: str, value: float, tags: Mapping[str, str]) -> None:
         """Raise a counter. tags: at least those of the meter."""
         if self._metrics is not None and value > 0:
-            self._meter(name).inc(value, _own(name, tags))
+            self._meter(name).inc(float(value), _own(name, tags))
 
     def set(self, name: str, value: float, tags: Mapping[str, str]) -> None:
         """Set a gauge."""
         if self._metrics is not None:
-            self._meter(name).set(value, _own(name, tags))
+            self._meter(name).set(float(value), _own(name, tags))
 
     def _meter(self, name: str) -> Any:
         if name not in self._made:
