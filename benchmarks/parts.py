@@ -124,6 +124,9 @@ def measure_paper_shape(settings: Settings) -> Found:
             "student int8": OnnxModel(folder, folder / "small.onnx", settings.threads),
             "student bfloat16": BiLstmForTokenClassification(shape).bfloat16().eval(),
         }
+        for name in [its for its, model in models.items() if not _runs(model)]:
+            del models[name]
+            found.notes.append(f"{name}: this processor does not run it")
         for length in (32, 128):
             for batch in (1, 32, 128):
                 rates = _rates(models, batch, length, settings.repeats)
@@ -140,6 +143,17 @@ def measure_paper_shape(settings: Settings) -> Found:
         "PyTorch and ONNX float32, or in ONNX int8 with dynamic quantisation"
     )
     return found
+
+
+def _runs(model: Any) -> bool:
+    """Whether this processor has all products of a model in its dtype."""
+    ids = torch.ones(1, 2, dtype=torch.int64)
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids, attention_mask=ids)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _rates(models: dict[str, Any], batch: int, length: int, repeats: int) -> dict[str, float]:
