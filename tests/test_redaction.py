@@ -94,7 +94,7 @@ def test_an_error_of_ours_hides_what_it_names() -> None:
         "teacher.model=./nowhere?token={}",
         "tokens.tokenizer=https://user:{}@host/model",
         "student={{kind: encoder, start: 'https://host/x?token={}'}}",
-        "run={{folder: x, start_frm: 's3://AK:{}@b'}}",
+        "run={{folder: x, seed: 's3://AK:{}@b'}}",
         "https://user:{}@host",
     ],
 )
