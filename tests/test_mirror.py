@@ -68,25 +68,27 @@ def test_what_is_new_is_sent_and_what_is_gone_is_deleted(s3: Place):
     uri = s3("sent")
     with working_folder(uri) as (folder, mirror):
         assert mirror is not None
+        (folder / "config.yaml").write_text("c")
         (folder / "a").mkdir()
         (folder / "a" / "stage.json").write_text("1")
         (folder / "gone").write_text("x")
         (folder / "ray").mkdir()
         (folder / "ray" / "state").write_text("its own")
         mirror.send()
-        assert file_sizes(uri) == {"a/stage.json": 1, "gone": 1}
+        assert file_sizes(uri) == {"a/stage.json": 1, "config.yaml": 1, "gone": 1}
         (folder / "gone").unlink()
         (folder / "a" / "stage.json").write_text("22")
         mirror.send("b")
-        assert file_sizes(uri) == {"a/stage.json": 1, "gone": 1}
+        assert file_sizes(uri) == {"a/stage.json": 1, "config.yaml": 1, "gone": 1}
         mirror.send("a")
-        assert file_sizes(uri) == {"a/stage.json": 2, "gone": 1}
-    assert file_sizes(uri) == {"a/stage.json": 2}
+        assert file_sizes(uri) == {"a/stage.json": 2, "config.yaml": 1, "gone": 1}
+    assert file_sizes(uri) == {"a/stage.json": 2, "config.yaml": 1}
 
 
 def test_a_folder_is_found_as_it_was_left_wherever_it_is_opened(s3: Place, machine: Path):
     uri = s3("found")
     with working_folder(uri) as (folder, _):
+        (folder / "config.yaml").write_text("c")
         (folder / "stages" / "01-x").mkdir(parents=True)
         (folder / "stages" / "01-x" / "stage.json").write_text("done")
     shutil.rmtree(folder)
@@ -98,6 +100,35 @@ def test_a_folder_is_found_as_it_was_left_wherever_it_is_opened(s3: Place, machi
     write_bytes_atomic(join(uri, "stages", "01-x", "stage.json"), b"anew")
     with working_folder(uri) as (folder, _):
         assert (folder / "stages" / "01-x" / "stage.json").read_text() == "anew"
+
+
+def test_a_fetch_that_breaks_off_deletes_nothing_at_the_uri(
+    s3: Place, monkeypatch: pytest.MonkeyPatch
+):
+    uri = s3("broken")
+    with working_folder(uri) as (folder, mirror):
+        assert mirror is not None
+        (folder / "config.yaml").write_text("c")
+        (folder / "trials" / "a").mkdir(parents=True)
+        (folder / "trials" / "a" / "trial.json").write_text("t")
+        mirror.send()
+        whole = file_sizes(uri)
+        with monkeypatch.context() as patch:
+            patch.setattr("xdray.mirror.open_input", lambda uri: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                mirror.fetch("trials", "a")
+        mirror.send()
+        assert file_sizes(uri) == whole
+    assert file_sizes(uri) == whole
+
+
+def test_what_is_no_run_is_refused_before_it_is_fetched(s3: Place):
+    write_bytes_atomic(join(s3("other"), "big"), b"x")
+    with (
+        pytest.raises(ConfigError, match=r"has files but no config\.yaml"),
+        working_folder(s3("other")),
+    ):
+        pass
 
 
 def test_a_worker_elsewhere_has_the_copy_of_this_call_and_not_an_older_one(s3: Place):
@@ -118,6 +149,9 @@ def test_a_worker_elsewhere_has_the_copy_of_this_call_and_not_an_older_one(s3: P
         elsewhere.send()
         mirror.fetch()
         assert (folder / "made").read_text() == "there"
+        write_bytes_atomic(join(uri, "stages", "stage.json"), b"of rank 0")
+        elsewhere.enter()  # all ranks start again
+        assert Path(elsewhere.folder, "stages", "stage.json").read_text() == "of rank 0"
         (folder / "unsent").write_text("x")
         renewed.enter()  # on the job's own machine the copy stays as it is
         assert (folder / "unsent").exists()

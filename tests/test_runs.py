@@ -66,7 +66,7 @@ def test_a_damaged_stage_is_refused_by_name_and_its_weights_are_loaded_whole(
     weights = (tmp_path / WEIGHTS).read_bytes()
     for wrong in (b"", weights[:20], weights[:-1], b"\xff" * 100):
         (tmp_path / WEIGHTS).write_bytes(wrong)
-        with pytest.raises(XdrayError, match=rf"{WEIGHTS}: missing, damaged .*; delete .* and run the"):
+        with pytest.raises(XdrayError, match=rf"{WEIGHTS}: missing, damaged .*; delete "):
             load_stage(cast("Learner", other), tmp_path, "k")
     (tmp_path / WEIGHTS).write_bytes(weights)
     with pytest.raises(XdrayError, match="of another student"):

@@ -44,6 +44,16 @@ def test_a_second_signal_does_not_wait_and_none_is_left_over():
     assert done == ["block", "after"]
 
 
+def test_what_a_second_signal_left_half_done_is_not_saved():
+    saved: list[str] = []
+    with pytest.raises(Terminated), leaving(), before_leaving(lambda: saved.append("half")):
+        _told([], signal.SIGTERM, 2)
+    assert saved == []
+    with pytest.raises(Terminated), leaving(), before_leaving(lambda: saved.append("whole")):
+        _told([], signal.SIGTERM, 1)
+    assert saved == ["whole"]
+
+
 def test_an_error_of_an_unbroken_block_is_not_hidden_by_a_signal():
     @unbroken()
     def fill() -> None:

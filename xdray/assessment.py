@@ -32,6 +32,7 @@ from xdray.targets import TargetView
 from xdray.task import Reading, Task
 from xdray.teacher import load_teacher
 from xdray.vocabulary import compare_segmentation
+from xdray.weights import model_folder
 from xdray.words import words_of
 
 
@@ -175,7 +176,7 @@ def weigh_and_time(
     student = student.to(device).eval()
     models = {"teacher": teacher.model, "student": student}
     sizes = {
-        "teacher": weigh(teacher.model, teacher_folder),
+        "teacher": weigh(teacher.model, str(model_folder(teacher_folder))),
         "student": weigh(student, student_folder),
     }
     result: dict[str, Any] = {

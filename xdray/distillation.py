@@ -36,7 +36,7 @@ from xdray.sessions import LocalSession
 from xdray.splits import Corpus, read_corpus
 from xdray.stages import Stage, needed_layers
 from xdray.starts import prepare_start
-from xdray.storage import fingerprint
+from xdray.storage import absolute, exists, fingerprint, join
 from xdray.student import Student
 from xdray.teacher import best_dtype, default_device
 from xdray.tokenised import Signal
@@ -89,7 +89,8 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
     assert config.teacher.finetune is not None
     folder = run.path("teacher")
     fresh = config.teacher.finetune.fresh
-    encoder = str(model_folder(config.teacher.finetune.encoder, weights=not fresh))
+    model_folder(config.teacher.finetune.encoder, weights=not fresh)  # is there
+    encoder = absolute_model(config.teacher.finetune.encoder)
     settings = config.teacher.finetune.model_dump(mode="json")
     base = {"finetune": settings, "data": corpus.fingerprint, "seed": config.run.seed}
     key = fingerprint(base)
@@ -154,10 +155,18 @@ def make_lesson(
         teacher_width=header.width,
         teacher_heads=header.num_heads,
         folder=str(run.path(control, "stages")),
-        start_from=config.run.start_from and str(Path(config.run.start_from, control, "stages")),
+        start_from=_earlier_stages(config, control),
         threads=plan_resources(config, None).threads_per_worker,
         stream=targets.stream,
     )
+
+
+def _earlier_stages(config: Config, control: str) -> str | None:
+    """Where the stages of the run to start from are, if it has any."""
+    if config.run.start_from is None:
+        return None
+    place = absolute(join(config.run.start_from, *filter(None, [control]), "stages"))
+    return place if exists(place) else None
 
 
 def settled(run: Run) -> Config:
@@ -208,12 +217,11 @@ def train_controls(
             continue
         epochs = control_epochs(lesson, rows, loss)
         run.console.say(f"control {control}: {epochs} epochs of {loss}")
-        other = lesson.start_from
         its = replace(
             lesson,
             stages=tuple(label_stage(run.config, loss, epochs)),
             folder=str(run.path(control, "stages")),
-            start_from=other and str(Path(other).parent / control / "stages"),
+            start_from=_earlier_stages(run.config, control),
         )
         controls[control] = (its, train(run, cluster, its))
     return controls

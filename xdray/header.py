@@ -41,8 +41,9 @@ def resolve_model(name: str) -> str:
     The package is found, not imported. A URI becomes this machine's copy of it. Any other name
     comes back as it is, but for one that can only be a folder and is not there. Raises ConfigError.
     """
-    if local_path(name) is None:
+    if (path := local_path(name)) is None:
         return str(fetched(name))
+    name = str(path) if name.startswith("file://") else name
     scheme, _, rest = name.partition(":")
     if scheme != "package":
         if name.startswith((".", "/", "~")) and not Path(name).is_dir():
@@ -66,7 +67,8 @@ def resolve_model(name: str) -> str:
 
 def absolute_model(name: str) -> str:
     """Return the same model for processes that run elsewhere: a local folder made absolute."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    path = local_path(name)
+    return str(path.resolve()) if path is not None and path.is_dir() else name
 
 
 def read_header(name: str) -> ModelHeader:

@@ -24,6 +24,7 @@ from xdray.corpus import Sentence
 from xdray.errors import ConfigError
 from xdray.finetuning import TeacherLearner
 from xdray.forwarding import predict_logits
+from xdray.header import resolve_model
 from xdray.learner import Learner
 from xdray.lessons import Lesson
 from xdray.loader import Loader
@@ -169,6 +170,7 @@ def _enter(lesson: Lesson, session: Session) -> None:
     """Have the lesson's files on this machine, and its number of threads."""
     if lesson.mirror is not None:
         lesson.mirror.enter()
+        Path(lesson.config.run.folder).mkdir(parents=True, exist_ok=True)
     if session.device == "cpu":
         # before the first tensor: orthogonal weights round otherwise on another number of threads
         torch.set_num_threads(lesson.threads)
@@ -221,7 +223,7 @@ def _run(
             loaders=loaders,
             score=Scorer(dev, tokenizer, task, session),
             folder=Path(lesson.folder),
-            start_from=None if lesson.start_from is None else Path(lesson.start_from),
+            start_from=lesson.start_from and Path(resolve_model(lesson.start_from)),
             session=session,
             console=console,
             on_epoch=on_epoch,

@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from xdray.errors import ConfigError
+from xdray.errors import ClusterError, ConfigError
 from xdray.storage import (
     delete_tree,
+    exists,
     file_facts,
     file_sizes,
     fingerprint,
@@ -33,6 +34,8 @@ from xdray.storage import (
 
 RAY_FOLDER = "ray"
 """Name of folders that Ray Train reads and writes at the URI."""
+CONFIG = "config.yaml"
+"""In every run folder."""
 STATE = ".mirror.json"
 """Which files are equal on both sides: name to [bytes, ns of the local file's last change]."""
 LAST = ("stage.json", "trial.json", "teacher.json", "report.json", "search.json")
@@ -59,7 +62,8 @@ class Mirror:
         Raises ClusterError where it cannot be written.
         """
         below = _below(names)
-        state, here = self._state(), self._here(*names)
+        here = self._here(*names)
+        state = self._state()
         for name in sorted(here, key=_sending_order):
             if state.get(name) != here[name]:
                 _copy_out(Path(self.folder, name), join(self.uri, name))
@@ -71,14 +75,18 @@ class Mirror:
 
     def fetch(self, *names: str) -> None:
         """Make the copy, or one of its folders, what is at the URI."""
-        folder = Path(self.folder, *names)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        state = {k: v for k, v in self._state().items() if not k.startswith(_below(names))}
+        folder, root = Path(self.folder, *names), Path(self.folder)
+        if root.is_dir():  # first: what is emptied here is not to be deleted there
+            others = {k: v for k, v in self._state().items() if not k.startswith(_below(names))}
+            self._keep(others)
+        for entry in list(folder.iterdir()) if folder.is_dir() else ():
+            if entry.name != STATE:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
         for name in file_sizes(join(self.uri, *names)):
             if not _stays(name):
                 _copy_in(join(self.uri, *names, name), folder / name)
-        self._keep(state | self._here(*names))
+        self._keep(self._state() | self._here(*names))
 
     def enter(self) -> None:
         """Have the copy on this machine too, for a worker; on the job's own it is there already."""
@@ -90,6 +98,10 @@ class Mirror:
             if not token.is_file() or token.read_text() != self.token:
                 self.fetch()
                 token.write_text(self.token)
+            else:  # stages that rank 0 has finished elsewhere before all ranks started again
+                for name in file_sizes(self.uri):
+                    if not _stays(name) and not (copy / name).exists():
+                        _copy_in(join(self.uri, name), copy / name)
 
     def renew(self) -> "Mirror":
         """Send all, and return the mirror for workers that start now: older copies are stale."""
@@ -123,7 +135,8 @@ class Mirror:
 def working_folder(folder: str) -> Iterator[tuple[Path, Mirror | None]]:
     """The local folder to work in, and its mirror where `folder` is at a URI, sent on leaving.
 
-    Raises ConfigError where another process of this machine works on the same URI.
+    Raises ConfigError where another process of this machine works on the same URI, and where there
+    are files of no run; ClusterError where a storage hides what it holds.
     """
     if (path := local_path(folder)) is not None:
         yield path, None
@@ -132,6 +145,7 @@ def working_folder(folder: str) -> Iterator[tuple[Path, Mirror | None]]:
     copy.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{copy}.lock").open("w") as lock:
         _take(lock, folder)
+        _check_listing(folder)
         mirror = Mirror(folder, str(copy), uuid.uuid4().hex)
         mirror.fetch()
         try:
@@ -163,6 +177,21 @@ def fetched(uri: str) -> Path:
 
 def _copies() -> Path:
     return Path(tempfile.gettempdir(), f"xdray-{os.getuid()}")
+
+
+def _check_listing(uri: str) -> None:
+    """Before all of it is fetched: is it a run's, and does its listing show what is there?"""
+    listed, there = file_sizes(uri), exists(join(uri, CONFIG))
+    if listed and not there:
+        raise ConfigError(
+            f"run.folder: {uri} has files but no {CONFIG}, so it is no run folder; name another "
+            "folder, or empty this one"
+        )
+    if there and CONFIG not in listed:  # fsspec hides a listing that failed
+        raise ClusterError(
+            f"run.folder: {uri} lists no files though {CONFIG} is there; run the same command "
+            "again when the storage answers"
+        )
 
 
 def _take(lock: IO[str], folder: str) -> None:

@@ -5,6 +5,7 @@ ClusterError. What no waiting mends (a full disk, a refusal by the operating sys
 again.
 """
 
+import contextlib
 import errno
 import io
 import os
@@ -110,7 +111,8 @@ def delete(uri: str) -> None:
     """Delete a file or a folder that is there."""
     system, inner = file_system(uri)
     is_file = file_info(uri).is_file
-    patiently(lambda: (system.delete_file if is_file else system.delete_dir)(inner))
+    with contextlib.suppress(FileNotFoundError):  # deleted by a call whose answer was lost
+        patiently(lambda: (system.delete_file if is_file else system.delete_dir)(inner))
 
 
 class RemoteFile(io.RawIOBase):

@@ -10,9 +10,17 @@ from xdray.config import Config
 from xdray.configfile import changed_fields, dump_config, load_config
 from xdray.console import Console
 from xdray.errors import ConfigError, XdrayError
-from xdray.mirror import STATE, Mirror, working_folder
+from xdray.mirror import CONFIG, STATE, Mirror, working_folder
 from xdray.redaction import redacted
-from xdray.storage import delete_tree, full_disk, join, read_object, write_bytes_atomic, write_json
+from xdray.storage import (
+    delete_tree,
+    full_disk,
+    join,
+    list_folder,
+    read_object,
+    write_bytes_atomic,
+    write_json,
+)
 
 HOW_NOT_WHAT = (
     "cluster.",
@@ -99,14 +107,12 @@ def open_run(config: Config, fresh: bool) -> Iterator[Run]:
         )
     with working_folder(config.run.folder) as (folder, mirror):
         if _is_claimed(config, folder, fresh):
-            shutil.rmtree(folder)
-            if mirror is not None:
-                delete_tree(mirror.uri)
+            _delete(folder, mirror)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"run.folder: {folder} cannot be made: {error}") from error
-        write_bytes_atomic(str(folder / "config.yaml"), dump_config(config).encode())
+        write_bytes_atomic(str(folder / CONFIG), dump_config(config).encode())
         try:
             with Console(folder / "log.txt") as console:
                 yield Run(config, console, folder, mirror)
@@ -118,9 +124,17 @@ def open_run(config: Config, fresh: bool) -> Iterator[Run]:
             raise
 
 
+def _delete(folder: Path, mirror: Mirror | None) -> None:
+    """Delete a run, its config last: what a kill leaves is still known as one."""
+    for place in filter(None, [mirror and mirror.uri, str(folder)]):
+        for name in sorted(list_folder(place), key=CONFIG.__eq__):
+            delete_tree(join(place, name))
+    shutil.rmtree(folder)
+
+
 def _is_claimed(config: Config, folder: Path, fresh: bool) -> bool:
     """Whether an earlier run is to be deleted; refuses what is no run folder, or of another run."""
-    saved = folder / "config.yaml"
+    saved = folder / CONFIG
     if saved.is_file():
         old = _config_of_run(saved)
         if fresh:

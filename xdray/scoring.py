@@ -90,14 +90,14 @@ class FinishedModel(Learner):
 def score_model(config: Config, folder: str, split: str) -> dict[str, Any]:
     """Scores of any folder of a model for the task, student or teacher, with its tokenizer."""
     scorer = SplitScorer(config, folder, split)
-    return scorer(load_student(folder, scorer.task.model_class))
+    return scorer(load_student(resolve_model(folder), scorer.task.model_class))
 
 
 def evaluate_model(config: Config, model: str | None, split: str) -> dict[str, Any]:
     """Score a model's folder (default: the run's student) on a labelled split of a config."""
     started = time.monotonic()
     place = model or join(config.run.folder, "student")
-    scores = score_model(config, resolve_model(place), split)
+    scores = score_model(config, place, split)
     seconds = round(time.monotonic() - started, 2)
     result = {"model": place, "split": split, split: scores}
     return {"run_dir": config.run.folder, "seconds": seconds, **result}

@@ -32,6 +32,7 @@ from xdray.space import Fields, Space, check_space, space_of, trial_config
 from xdray.splits import Corpus, read_corpus
 from xdray.stages import needed_layers
 from xdray.starts import prepare_start
+from xdray.storage import exists, join, read_bytes
 from xdray.targets import TargetView
 from xdray.tokenised import Signal
 from xdray.tokens import fingerprint as tokenizer_fingerprint
@@ -135,7 +136,8 @@ def distill_best(run: Run, course: Course, teacher: str, best: Mapping[str, Any]
     search = search_of(course.config)
     config = with_fields(course.config, {**best["fields"], **search.retrain})
     folder = run.path("best")
-    its_run = {"folder": str(folder), "start_from": str(course.folder(best["fields"]))}
+    trial = run.named("trials", course.folder(best["fields"]).name)
+    its_run = {"folder": run.named("best"), "start_from": trial}
     its_teacher = {"model": teacher, "finetune": None}  # not fine-tuned once more
     update = {"run": its_run, "teacher": its_teacher}
     sections = {name: getattr(config, name).model_copy(update=its) for name, its in update.items()}
@@ -257,8 +259,8 @@ def _learn_on_workers(lesson: Lesson, report: Report) -> list[dict[str, Any]]:
     The run is waited for in a thread, since Tune hears a trial only in the thread that it started.
     """
     plan = plan_resources(lesson.config, None)
-    path = Path(lesson.config.run.folder) / "reports.jsonl"
-    told = len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
+    path = join(lesson.place, "reports.jsonl")
+    told = len(read_bytes(path).splitlines()) if exists(path) else 0
     with ThreadPoolExecutor(1) as pool, Cluster(lesson.config.cluster) as cluster:
         fitting = pool.submit(
             fit_on_workers,
@@ -272,7 +274,7 @@ def _learn_on_workers(lesson: Lesson, report: Report) -> list[dict[str, Any]]:
         )
         while True:
             done = bool(wait([fitting], POLL_SECONDS).done)
-            text = path.read_text(encoding="utf-8") if path.is_file() else ""
+            text = read_bytes(path).decode() if exists(path) else ""
             lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
             for line in lines[told:]:
                 report(json.loads(line))

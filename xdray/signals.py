@@ -18,6 +18,8 @@ class _Wish:
 
     unbroken = False
     number: int | None = None
+    broken = False
+    """A second signal broke a block all the same: its state is no whole one."""
 
 
 def leave(number: int, frame: FrameType | None = None) -> None:
@@ -25,6 +27,7 @@ def leave(number: int, frame: FrameType | None = None) -> None:
     if _Wish.unbroken and _Wish.number is None:
         _Wish.number = number
         return
+    _Wish.broken |= _Wish.unbroken
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise Terminated(128 + number)
@@ -59,9 +62,11 @@ def unbroken() -> Iterator[None]:
 
 @contextlib.contextmanager
 def before_leaving(save: Callable[[], object]) -> Iterator[None]:
-    """Call `save` where a signal ends a block."""
+    """Call `save` where a signal ends a block, but not within an `unbroken` one."""
+    _Wish.broken = False
     try:
         yield
     except (KeyboardInterrupt, Terminated):
-        save()
+        if not _Wish.broken:
+            save()
         raise

@@ -96,7 +96,7 @@ def _save_encoder(
     student: StudentConfig, teacher: str, table: Tensor, teacher_ids: Tensor, folder: Path
 ) -> None:
     """Write the layers and embeddings that a student of kind encoder starts from."""
-    origin = teacher if student.start == "teacher" else str(model_folder(student.start))
+    origin = str(model_folder(teacher if student.start == "teacher" else student.start))
     layers = student.start_layers or spaced_layers(student.layers, read_header(origin).num_layers)
     with quiet_transformers():
         model = cut_encoder(origin, layers, teacher_ids)

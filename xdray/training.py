@@ -17,6 +17,7 @@ from torch import Tensor
 from xdray.batches import Batch
 from xdray.config import TrainingConfig
 from xdray.console import Console
+from xdray.errors import TrainingError
 from xdray.learner import Learner
 from xdray.loader import Loader
 from xdray.sessions import Session, rank_0_says
@@ -72,6 +73,11 @@ def run_stages(student: Learner, training: Training) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for index, (stage, key) in enumerate(zip(training.stages, training.keys, strict=True)):
         row = _finished(student, training, index, key)
+        if rank_0_says(session, row is not None) != (row is not None):
+            raise TrainingError(
+                f"stage {stage.name}: finished where rank 0 is, and not so on this machine; put "
+                "run.folder (and run.start_from) where all machines see it, or at a URI"
+            )
         if row is None:
             row = _StageRun(student, training, index).run()
             if session.rank == 0:
