@@ -223,7 +223,7 @@ def _run(
             loaders=loaders,
             score=Scorer(dev, tokenizer, task, session),
             folder=Path(lesson.folder),
-            start_from=lesson.start_from and Path(resolve_model(lesson.start_from)),
+            start_from=Path(resolve_model(lesson.start_from)) if lesson.start_from else None,
             session=session,
             console=console,
             on_epoch=on_epoch,
