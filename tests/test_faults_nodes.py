@@ -14,7 +14,11 @@ from test_faults_ray import SETTINGS, _checkpoints, _come, _start, _training, _w
 from xdray.configfile import dump_config
 from xdray.distillation import distill
 
-pytestmark = pytest.mark.faults
+pytestmark = [
+    pytest.mark.faults,
+    # sockets that ray.cluster_utils leaves open (2.60)
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 TEACHER = {"num_cpus": 1, "num_gpus": 1, "labels": {"pool": "teacher"}}
 STUDENT = {"num_cpus": 1, "num_gpus": 1, "labels": {"pool": "student"}}
 

@@ -199,6 +199,7 @@ def test_a_run_on_s3_is_the_local_run_bit_for_bit(
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_run_on_s3_with_a_worker_keeps_its_checkpoints_there(
     tiny: MakeConfig, ray_session: None, s3: Place
 ):

@@ -98,6 +98,7 @@ def test_trials_share_one_teacher_pass_and_more_of_them_go_on_from_those_there(
     assert again["targets"]["teacher_forward_rows"] == 0
 
 
+@pytest.mark.slow
 def test_trials_on_other_text_are_made_anew(
     searching: MakeConfig, ray_session: None, tmp_path: Path
 ):
@@ -235,6 +236,7 @@ def test_a_search_killed_at_half_continues_and_repeats_no_finished_trial(
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.slow
 def test_limits_and_space_of_this_call_say_which_trials_count(
     searching: MakeConfig, ray_session: None
 ):

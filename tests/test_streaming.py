@@ -82,6 +82,7 @@ def test_streamed_and_stored_take_the_same_steps(
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_ray_train_worker_is_fed_and_an_early_end_frees_the_teacher(
     running: Callable[..., Config], ray_session: None
 ):
