@@ -2,10 +2,13 @@
 
 import gc
 import json
+import shutil
 import statistics
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +32,7 @@ PARTS = (
     "workers",
     "run",
     "replicas",
+    "codecs",
     "memory",
 )
 BARS = {
@@ -146,6 +150,16 @@ def take_turns(
             found[name].append(measure())
             say(f"  turn {turn + 1}: {name} {found[name][-1]:.4g}")
     return {name: statistics.median(values) for name, values in found.items()}
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that goes."""
+    folder = Path(tempfile.mkdtemp(prefix="xdray-benchmark-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def timed(call: Callable[[], object]) -> float:

@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ import torch
 from torch import nn
 
 from benchmarks import peers
-from benchmarks.harness import Found, Settings, run_config, take_turns, timed
+from benchmarks.codecs import measure_codecs
+from benchmarks.harness import Found, Settings, run_config, scratch, take_turns, timed
 from xdray.annotation import annotate
 from xdray.batches import BatchPlan
 from xdray.checks import check_plan
@@ -54,16 +54,6 @@ from xdray.workers import keep_few_shapes
 ROOT = Path(__file__).resolve().parents[1]
 BARE_BATCHES = (2048, 4096)
 """Tokens a batch of the bare teacher loop: it counts with the better of them."""
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder that goes."""
-    folder = Path(tempfile.mkdtemp(prefix="xdray-benchmark-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _seconds_of(command: Sequence[str]) -> float:
@@ -645,5 +635,6 @@ MEASURES: dict[str, Callable[[Settings], Found]] = {
     "workers": measure_workers,
     "run": measure_run,
     "replicas": measure_replicas,
+    "codecs": measure_codecs,
     "memory": measure_memory,
 }

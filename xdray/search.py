@@ -146,7 +146,7 @@ def distill_best(run: Run, course: Course, teacher: str, best: Mapping[str, Any]
     other = saved.is_file() and bool(changed_fields(load_config(str(saved)), config))
     other |= run.read_json("best.json") not in (None, {"course": course.key})
     run.write_json("best.json", {"course": course.key})
-    run.console.say(f"best: {shown(best['fields'])}; made a run in {folder}")
+    run.console.say(f"best: {shown(best['fields'])}; made a run in {its_run['folder']}")
     return distill(config, fresh=other)
 
 
