@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xdray.batches import BatchPlan, collate, id_draws
+from xdray.errors import TargetsError
 from xdray.labels import IGNORE_INDEX
 from xdray.loader import Loader
 from xdray.padding import token_budget_batches
@@ -68,6 +69,15 @@ def test_batches_keep_every_sentence_once_and_the_budget(lengths: list[int], bud
 def test_a_half_full_batch_ends_where_sentences_get_longer():
     batches = token_budget_batches(np.array([4] * 6 + [5] * 10), budget=40)
     assert [len(batch) for batch in batches] == [6, 8, 2]
+
+
+def test_a_source_that_ends_early_is_an_error():
+    class Short(Shards):
+        def read(self, shards: Sequence[int], layers: Sequence[Signal]) -> Generator[Tokens]:
+            yield from super().read(shards[:1], layers)
+
+    with pytest.raises(TargetsError, match="ended 1 shards too early"):
+        list(Loader(_plan(Short(LENGTHS[:2])), (), 0, None).batches(0))
 
 
 def test_ranks_with_shards_of_their_own_take_equal_steps_and_see_all():

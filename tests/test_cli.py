@@ -97,7 +97,12 @@ def test_a_cluster_to_plan_for_is_no_cluster_to_search_on(
         ("student.hiden=3", "did you mean 'hidden'"),
         ("recipe.layer=9", "recipe.layer = 9: the teacher has layers 0 (embeddings) to 2"),
         ("student.embedding=64", "student.embedding = 64 is wider"),
-        ("tokens.max_length=999", "the teacher reads at most 160 tokens"),
+        ("tokens.max_length=999", "reads at most 160 tokens"),
+        (
+            "teacher.labels=[B-LOC, O, I-LOC, B-ORG, I-ORG, B-PER, I-PER]",
+            "of itself that the order",
+        ),
+        ("teacher={finetune: {encoder: x}, labels: [a, b]}", "leave `labels` out"),
         ("teacher.model=./nowhere", "no such folder"),
         ("data.dev=nothing.conll", "nothing.conll"),
         ("task.labels=[O, B-X, I-X]", "in any order"),

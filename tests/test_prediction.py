@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import tagging_task
+from conftest import MakeTeacher, tagging_task
 from transformers import AutoTokenizer, pipeline
 
 from xdray.config import StudentConfig
@@ -119,6 +119,17 @@ def test_a_student_is_asked_with_the_word_rule_of_its_run(student: str, tmp_path
     shutil.copytree(student, tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").write_text(json.dumps({**values, "word_rule": "whitespace"}))
     assert task_of_model(str(tmp_path)).word_rule == "whitespace"
+
+
+def test_a_classifier_of_one_label_is_a_regressor_but_for_several_labels(
+    make_teacher: MakeTeacher, tmp_path: Path
+):
+    folder = make_teacher("bert", tmp_path / "one")
+    values = json.loads((folder / "config.json").read_text())
+    values |= {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    for problem, kind in ((None, "regression"), ("multi_label_classification", "classification")):
+        (folder / "config.json").write_text(json.dumps(values | {"problem_type": problem}))
+        assert task_of_model(str(folder)).kind == kind
 
 
 @pytest.mark.cluster

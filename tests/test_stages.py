@@ -80,6 +80,26 @@ def test_a_layer_that_the_teacher_lacks_is_refused():
         plan_stages(_config(recipe={"name": "staged", "layer": 13}), 12)
 
 
+@pytest.mark.parametrize(
+    ("terms", "names"),
+    [
+        (["hidden", "logits"], ("hidden", "logits")),
+        (["logits", {"distance": "kl"}], ("logits mse all", "logits kl all")),
+        (["logits", {"tokens": "first"}], ("logits mse all", "logits mse first")),
+        (["logits", "logits"], ("logits (1)", "logits (2)")),
+    ],
+)
+def test_terms_of_a_stage_have_a_name_each(terms: list[str | dict[str, str]], names: tuple[str]):
+    written = [
+        {"loss": its, "split": "transfer"}
+        if isinstance(its, str)
+        else {"loss": "logits", "split": "transfer", **its}
+        for its in terms
+    ]
+    (stage,) = plan_stages(_config(recipe=[{"name": "one", "terms": written}]), 12)
+    assert stage.term_names == names
+
+
 def test_overrides_of_a_stage_that_is_not_there_are_refused():
     with pytest.raises(ConfigError, match=r"no stage 'logit'"):
         plan_stages(_config(recipe={"name": "staged", "overrides": {"logit": {"epochs": 1}}}), 12)

@@ -81,6 +81,22 @@ def test_streamed_and_stored_take_the_same_steps(
         annotate_only(running("x", targets={"delivery": "streamed"}))
 
 
+def test_more_training_workers_than_shards_are_refused(
+    running: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    config = running(
+        "few",
+        targets={"delivery": "streamed"},
+        training={"workers": 2},
+        cluster={"num_cpus": 8},
+    )
+    shards = inline_shards([Sentence("1", "en", "a b")] * 40, 64)
+    nothing: Any = None
+    with open_run(config, False) as run, pytest.raises(ConfigError, match="make 1 shards; set"):
+        make_stream(run, "t", None, nothing, nothing, shards)
+
+
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_a_ray_train_worker_is_fed_and_an_early_end_frees_the_teacher(

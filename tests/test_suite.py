@@ -32,6 +32,29 @@ def test_an_encoders_name_names_no_folder_elsewhere(name: str, tmp_path: Path):
         evaluate_suite({name: "m"}, ["x.yaml"], 1, str(tmp_path))
 
 
+def test_an_encoder_that_reads_less_than_a_task_asks_is_refused(
+    tmp_path: Path, make_teacher: MakeTeacher
+):
+    rows = "".join(json.dumps({"text": f"word {n % 2}", "label": n % 2}) + "\n" for n in range(8))
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(rows)
+    data = {
+        split: {"path": f"{tmp_path}/{split}.jsonl", "text": "text", "label": "label"}
+        for split in ("train", "dev", "test")
+    }
+    task = tmp_path / "task.yaml"
+    values = {
+        "run": {"folder": str(tmp_path / "run")},
+        "task": {"kind": "classification", "labels": ["a", "b"]},
+        "data": {**data, "transfer": data["train"]["path"]},
+        "tokens": {"max_length": 500},
+        "teacher": {"finetune": {"encoder": "x"}},
+    }
+    task.write_text(to_yaml(values))
+    with pytest.raises(ConfigError, match=r"tokens.max_length = 500: .* reads at most 160"):
+        evaluate_suite({"e": str(make_teacher("bert"))}, [str(task)], 1, str(tmp_path / "out"))
+
+
 @pytest.mark.cluster
 def test_each_cell_is_done_once_and_again_where_its_text_changed(
     tmp_path: Path, make_teacher: MakeTeacher, ray_session: None

@@ -168,10 +168,14 @@ def test_an_encoder_of_another_start_takes_the_teachers_embeddings_in_its_basis(
 
 
 def test_answers_are_found_in_windows(running: Callable[..., Config], ray_session: None):
+    def answer_or_none(one: tuple[str, str], other: tuple[str, str]) -> dict[str, Any]:
+        none = {"text": [], "answer_start": []}
+        return none if len(other[1]) % 2 else answer(one, other)
+
     config = running(
         "answers",
-        {"kind": "answering", "window": 6, "overlap": 2},
-        answer,
+        {"kind": "answering", "window": 6, "overlap": 2, "null_answers": True},
+        answer_or_none,
         student={"kind": "transformer", "embedding": 8, "hidden": 16, "heads": 2, "layers": 1},
         recipe={"name": "staged", "distance": "kl", "layer": 1},
     )
@@ -179,12 +183,14 @@ def test_answers_are_found_in_windows(running: Callable[..., Config], ray_sessio
     assert report["corpus"]["test"]["questions"] == SPLITS["test"]
     assert report["corpus"]["test"]["sentences"] > SPLITS["test"]  # windows
     assert report["targets"]["rows"] == report["targets"]["teacher_forward_rows"]
+    # with the margin that was chosen on dev and saved
     assert evaluate_model(config, None, "test")["test"] == report["student"]["test"]
     folder = f"{config.run.folder}/student"
     (record,) = Predictor(folder, task_of_model(folder), 1, "cpu").predict(
         [Sentence("1", "en", TextPair("Who?", "Anna lives in Lyon."))]
     )
-    assert record["pair"][record["start"] :].startswith(record["answer"])
+    answered = record["answer"] == "" or record["pair"][record["start"] :]
+    assert answered is True or answered.startswith(record["answer"])
 
 
 def test_a_byte_pair_teacher_teaches_word_piece_students(

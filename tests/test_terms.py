@@ -48,6 +48,15 @@ def test_maps_from_queries_and_keys_are_the_models_own(family: str, make_teacher
     torch.testing.assert_close(maps[1, :, :4, :4], expected[1, :, :4, :4], atol=1e-5, rtol=1e-4)
 
 
+def test_products_of_attention_and_relations_stay_float32_under_autocast():
+    vectors, theirs = torch.randn(2, 2, 6, 24, generator=torch.manual_seed(0))
+    mask = torch.ones(2, 6, dtype=torch.int64)
+    maps, relations = attention_maps(vectors, mask, 2), relation_loss(vectors, theirs, mask, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attention_maps(vectors, mask, 2), maps)
+        assert relation_loss(vectors, theirs, mask, 2) == relations
+
+
 def test_a_family_with_other_attention_is_refused(make_teacher: MakeTeacher):
     teacher = load_teacher(str(make_teacher("deberta-v2")), tagging_task(), torch.float32)
     ids = torch.arange(10, 14).view(1, 4)

@@ -10,7 +10,7 @@ from xdray.annotator import Annotator
 from xdray.cluster import Cluster, map_shards, plan_resources
 from xdray.config import Config
 from xdray.corpus import Sentence, Shard, inline_shards
-from xdray.errors import TargetsError
+from xdray.errors import ConfigError, TargetsError
 from xdray.reading import own_tokenizer, read_lengths, write_own_tokens
 from xdray.resources import ResourcePlan
 from xdray.runs import Run
@@ -192,6 +192,13 @@ def make_stream(
     """Name what the actors of a stream are made from; starts none."""
     config = run.config
     plan = plan_resources(config, None)
+    if len(shards) < plan.workers:
+        rows = sum(shard.rows for shard in shards)
+        raise ConfigError(
+            f"targets.delivery: streamed: {plan.workers} training workers, each with shards of its "
+            f"own, and {rows} sentences make {len(shards)} shards; set targets.shard_sentences to "
+            f"{max(16, rows // plan.workers)} or less, or fewer training.workers"
+        )
     kwargs = _actor_kwargs(config, teacher, task, store, plan)
     kwargs |= {"own": own, "pieces": config.tokens.pieces}
     return Stream(tuple(shards), kwargs, plan, config.cluster)

@@ -11,7 +11,7 @@ from xdray.config import Config
 from xdray.config_data import DataConfig, SourceConfig
 from xdray.corpus import places_of_sources
 from xdray.errors import ConfigError
-from xdray.header import ModelHeader, read_header
+from xdray.header import ModelHeader, check_length, read_header
 from xdray.hidden import directions_of
 from xdray.kinds import load_task
 from xdray.labels import LabelSet, label_set_of
@@ -40,11 +40,7 @@ def check_plan(config: Config) -> ModelHeader:
     header = read_header(str(name))
     _check_models(config)
     check_student(config, header)
-    if header.max_positions is not None and config.tokens.max_length > header.max_positions:
-        raise ConfigError(
-            f"tokens.max_length = {config.tokens.max_length}: the teacher reads at most "
-            f"{header.max_positions} tokens"
-        )
+    check_length(header, config.tokens.max_length)
     task = load_task(config)
     check_losses(config, task, header)
     check_aligned(config, header)
@@ -222,6 +218,11 @@ def _check_labels(config: Config, task: Task, header: ModelHeader) -> None:
     if not task.named_labels or config.teacher.model is None:
         return
     theirs = config.teacher.labels or header.tags
+    if set(theirs) == set(header.tags) and tuple(theirs) != header.tags:
+        raise ConfigError(
+            f"teacher.labels: {list(theirs)}, but {config.teacher.model} says of itself that the "
+            f"order is {list(header.tags)}; leave teacher.labels out"
+        )
     known = list(task.labels.names) or label_names(config.data.train, task)
     if not known or not theirs:
         return

@@ -83,6 +83,8 @@ class FinetuneConfig(Section):
     """Tokens a step, padding included."""
     freeze_embeddings: bool = True
     """Leave the token embeddings as they are: faster, and their SVD stays that of the encoder."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """While it is fine-tuned; null: what the encoder's own config says, in `evaluate_suite` 0.1."""
     fresh: bool = False
     """Start from random weights: `encoder` needs to hold a config.json and a tokenizer only."""
 
@@ -118,6 +120,11 @@ class TeacherConfig(Section):
         if (self.model is None) == (self.finetune is None):
             raise ValueError(
                 "name either `model` (fine-tuned) or `finetune` (make one), one of them"
+            )
+        if self.labels is not None and self.model is None:
+            raise ValueError(
+                "`labels` names those of a `model` that has only LABEL_0 ...; one that is "
+                "fine-tuned here has the task's, leave `labels` out"
             )
         check_count("replicas", self.replicas, 1)
         if self.batch_tokens != "auto" and self.batch_tokens < 1:

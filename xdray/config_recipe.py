@@ -31,7 +31,8 @@ class TermConfig(Section):
 
     loss: Literal["hidden", "attention", "relations", "logits", "labels", "hard_labels"]
     """hidden: a teacher layer (P1 L_RL); attention: the maps of its heads (P2); relations: of
-    queries, of keys and of values among themselves (MiniLMv2); logits: the teacher's scores
+    queries, of keys and of values among themselves (MiniLMv2), both in tagging among the tokens of
+    words, special ones left out on both sides; logits: the teacher's scores
     (P1 L_LL); labels: gold (P1 L_CE); hard_labels: the teacher's best answer."""
     split: Literal["transfer", "train"]
     """Which sentences it is computed on."""

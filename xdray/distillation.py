@@ -1,5 +1,6 @@
 """The recipe: START READING HERE. Text in, small model out: all that xdray does, in order."""
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -252,6 +253,8 @@ def assess(
     check_saved(student, reloaded, run.path("student"))
     if config.recipe.name == "universal" and task.has_gold and student.projection is not None:
         base: Any = student.model.base_model  # without the head (P2)
+        base.config = copy.deepcopy(base.config)
+        base.config.update({"task_kind": "encoding"})
         encoder = Student(base, None, student.max_length)
         save_student(encoder, tokenizers[1], run.path("encoder"))
     costs = weigh_and_time(config, task, teacher, str(run.path("student")), reloaded)

@@ -27,9 +27,7 @@ def load_encoder(folder: str, task: Task, dropout: float) -> Any:
             shape = AutoConfig.from_pretrained(
                 folder, trust_remote_code=trusted("remote_code"), **task.model_settings
             )
-            for name in DROPOUTS:
-                if hasattr(shape, name):
-                    setattr(shape, name, dropout)
+            set_dropout(shape, dropout)
             return getattr(transformers, task.model_class).from_pretrained(
                 folder,
                 config=shape,
@@ -42,13 +40,21 @@ def load_encoder(folder: str, task: Task, dropout: float) -> Any:
         raise ConfigError(f"{folder}: no encoder can be loaded from it: {reason}") from error
 
 
+def set_dropout(shape: Any, dropout: float) -> None:
+    """Give a transformers config this dropout, whatever its family calls it."""
+    for name in DROPOUTS:
+        if hasattr(shape, name):
+            setattr(shape, name, dropout)
+
+
 def cut_encoder(folder: str, layers: Sequence[int], teacher_ids: Tensor) -> PreTrainedModel:
     """Load an encoder and keep these of its layers (from 1), and these rows of its embeddings.
 
     Raises ConfigError for a layer that is not there.
     """
     try:
-        with quiet_transformers():
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of a pooler, which a model with another head has not
             model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, **loading())
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
+from xdray.encoders import set_dropout
 from xdray.errors import ConfigError
 from xdray.learner import Learner, logits_of, model_inputs, quiet_transformers
 from xdray.stage_files import load_last
@@ -30,25 +31,33 @@ class TeacherLearner(Learner):
 
     @classmethod
     def from_encoder(
-        cls, encoder: str, task: Task, seed: int, fresh: bool = False
+        cls,
+        encoder: str,
+        task: Task,
+        seed: int,
+        fresh: bool = False,
+        dropout: float | None = None,
     ) -> "TeacherLearner":
         """Put a fresh head for a task on a pre-trained encoder. Raises ConfigError.
 
         fresh: the encoder too starts from random weights, of the shape that config.json says.
+        dropout: in place of the encoder's own.
         """
         folder = model_folder(encoder, weights=not fresh)
-        names, model_class = task.model_settings, getattr(transformers, task.model_class)
+        model_class = getattr(transformers, task.model_class)
+        code = {"trust_remote_code": trusted("remote_code")}
         torch.manual_seed(seed)
         try:
             with quiet_transformers():
+                shape = AutoConfig.from_pretrained(folder, **code, **task.model_settings)
+                if dropout is not None:
+                    set_dropout(shape, dropout)
                 if fresh:
-                    code = {"trust_remote_code": trusted("remote_code")}
-                    shape = AutoConfig.from_pretrained(folder, **code, **names)
                     model = model_class.from_config(shape, **code)
                 else:
                     model = model_class.from_pretrained(
                         folder,
-                        **names,
+                        config=shape,
                         dtype=torch.float32,
                         **loading(),
                         ignore_mismatched_sizes=True,  # the head of another label set

@@ -89,6 +89,15 @@ def read_header(name: str) -> ModelHeader:
     )
 
 
+def check_length(header: ModelHeader, max_length: int) -> None:
+    """Raise ConfigError where sentences may be longer than a model reads."""
+    if header.max_positions is not None and max_length > header.max_positions:
+        raise ConfigError(
+            f"tokens.max_length = {max_length}: {header.model} reads at most "
+            f"{header.max_positions} tokens"
+        )
+
+
 def config_values(path: Path) -> dict[str, Any]:
     """Values of a model's config.json. Raises ConfigError."""
     try:

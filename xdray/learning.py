@@ -155,9 +155,11 @@ def finetune(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
     _enter(lesson, session)
     config = lesson.config
     tokenizer = load_tokenizer(lesson.start)
-    assert config.teacher.finetune is not None
-    fresh = config.teacher.finetune.fresh
-    teacher = TeacherLearner.from_encoder(lesson.start, lesson.task, config.run.seed, fresh)
+    how = config.teacher.finetune
+    assert how is not None
+    teacher = TeacherLearner.from_encoder(
+        lesson.start, lesson.task, config.run.seed, how.fresh, how.dropout
+    )
 
     def plan_of(stage: Stage, split: str, train: LabelledSource) -> Loader:
         plan = BatchPlan(train, stage.batch_tokens, 1, seed=config.run.seed)

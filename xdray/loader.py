@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdray.batches import Batch, BatchPlan, collate, collate_many
+from xdray.errors import TargetsError
 from xdray.padding import token_budget_batches
 from xdray.tokenised import Signal, Tokens
 
@@ -43,6 +44,11 @@ class Loader:
             if skip < len(batches):
                 reader = reader or self._open(epoch, done)
                 loaded = list(itertools.islice(reader, len(shards)))
+                if len(loaded) < len(shards):
+                    raise TargetsError(
+                        f"epoch {epoch}: the teacher's stream ended {len(shards) - len(loaded)} "
+                        "shards too early; the same command goes on from the last checkpoint"
+                    )
                 for batch in batches[skip:]:
                     yield self._rank_batch(loaded, batch)
             done += len(shards)

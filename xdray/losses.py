@@ -113,8 +113,7 @@ def attention_maps(vectors: Tensor, mask: Tensor, heads: int) -> Tensor:
     mask: (B, T), 1 on tokens that are attended to. As in a layer with absolute positions.
     """
     queries, keys, _ = _heads(vectors, heads)
-    scores = queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5
-    return scores.masked_fill(mask[:, None, None, :] == 0, -1e4).softmax(-1)
+    return _scores(queries, keys, mask).softmax(-1)
 
 
 def attention_loss(maps: Tensor, teacher_maps: Tensor, mask: Tensor) -> Tensor:
@@ -142,12 +141,7 @@ def relation_loss(
         heads = common_heads(vectors.shape[-1] // 3, teacher_vectors.shape[-1] // 3)
     total = vectors.new_zeros(())
     for ours, theirs in zip(_heads(vectors, heads), _heads(teacher_vectors, heads), strict=True):
-        logs, targets = (
-            (its @ its.transpose(-1, -2) / its.shape[-1] ** 0.5)
-            .masked_fill(mask[:, None, None, :] == 0, -1e4)
-            .log_softmax(-1)
-            for its in (ours, theirs)
-        )
+        logs, targets = (_scores(its, its, mask).log_softmax(-1) for its in (ours, theirs))
         divergence = functional.kl_div(logs, targets, reduction="none", log_target=True).sum(-1)
         total = total + (divergence * mask[:, None, :]).sum()
     return total / (3 * heads)
@@ -156,6 +150,13 @@ def relation_loss(
 def common_heads(width: int, other: int) -> int:
     """Heads that divide both widths, the most up to 12 (MiniLMv2's own number)."""
     return max(heads for heads in range(1, 13) if width % heads == other % heads == 0)
+
+
+def _scores(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+    """(B, A, T, T) scaled products, -1e4 on columns of padding."""
+    with torch.autocast(queries.device.type, enabled=False):  # else bfloat16, whatever the inputs
+        scores = queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5
+    return scores.masked_fill(mask[:, None, None, :] == 0, -1e4)
 
 
 def _heads(vectors: Tensor, heads: int) -> tuple[Tensor, ...]:

@@ -177,7 +177,10 @@ def _kind_of(values: Mapping[str, Any]) -> str:
         raise ConfigError(
             f"{name}: a model without a head to predict with; {', '.join(heads)} have"
         )
-    return "regression" if values.get("problem_type") == "regression" else kind
+    problem = values.get("problem_type")
+    if problem is None and len(values.get("id2label") or ()) == 1:  # as transformers takes it
+        problem = "regression"
+    return "regression" if (kind, problem) == ("classification", "regression") else kind
 
 
 def _in_order(receipts: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from xdray.config import Config
-from xdray.header import read_header, resolve_model
+from xdray.header import check_length, read_header, resolve_model
 from xdray.kinds import load_task, with_labels
 from xdray.labels import LabelSet
 from xdray.learner import Learner, logits_of, model_inputs
@@ -28,7 +28,9 @@ class SplitScorer:
         """folder: student or teacher; its labels are brought into the task's order."""
         task = load_task(config)
         own = config.teacher.model is not None and folder == config.teacher.model
-        names = (own and task.teacher_labels) or read_header(folder).tags
+        header = read_header(folder)
+        check_length(header, config.tokens.max_length)
+        names = (own and task.teacher_labels) or header.tags
         if not task.labels:
             task = with_labels(task, LabelSet(names))
         self.mapping = task.labels.mapping_from(names, folder) if task.named_labels else None
@@ -47,9 +49,8 @@ class SplitScorer:
     def __call__(self, model: Any) -> dict[str, Any]:
         """Scores of a model in any runtime. What is chosen, a threshold, is chosen on dev."""
         task, scorer, learner = self.task, self.scorer, FinishedModel(model, self.mapping)
-        chosen = None
-        if task.chooses:
-            chosen = task.choose(self._dev.golds, self._dev.predict(learner))
+        said = self._dev.predict(learner) if task.chooses else []
+        chosen = task.choose(self._dev.golds, said)  # one that is set, too
         decided = task.decide(scorer.predict(learner), chosen)
         return task.scores(scorer.golds, decided, scorer.languages)
 

@@ -34,11 +34,6 @@ class Term:
     normalise: bool = False
 
     @property
-    def name(self) -> str:
-        """How logs and the report call it: its loss."""
-        return self.loss
-
-    @property
     def signal(self) -> Signal | None:
         """What it needs of the teacher beside the logits."""
         if self.layer is None or self.loss == "hidden":
@@ -47,7 +42,7 @@ class Term:
 
     @property
     def long_name(self) -> str:
-        """The same where a stage has several terms of one loss."""
+        """Its loss and the layers that it compares."""
         if self.layer is None:
             return self.loss
         mine = "" if self.student_layer == LAST else f"{self.student_layer}:"
@@ -83,6 +78,18 @@ class Stage:
     def splits(self) -> tuple[str, ...]:
         """Splits that it reads; an epoch is a pass over the first."""
         return tuple(sorted({term.split for term in self.terms}, reverse=True))
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """How logs call its terms, each by another name: its loss where that will do."""
+        for names in (
+            [term.loss for term in self.terms],
+            [term.long_name for term in self.terms],
+            [f"{term.long_name} {term.distance} {term.tokens}" for term in self.terms],
+        ):
+            if len(set(names)) == len(names):
+                return tuple(names)
+        return tuple(f"{term.long_name} ({n})" for n, term in enumerate(self.terms, start=1))
 
     @property
     def layers(self) -> tuple[Signal, ...]:

@@ -56,9 +56,9 @@ def prepare_start(
     own = own_tokenizer(config, teacher)
     tokenizer = load_tokenizer(own or teacher)
     table = embedding_table(teacher, task)
-    teacher_ids = student_ids = np.arange(len(table) if own is None else len(tokenizer))
+    teacher_ids = student_ids = np.arange(len(tokenizer))  # a table may be rounded up to more
     if config.tokens.vocabulary == "pruned":
-        used = seen_tokens(transfer, len(teacher_ids))
+        used = seen_tokens(transfer, len(table) if own is None else len(tokenizer))
         used[task.tokens(tokenizer, train)[0].ids] = True
         pruned = prune_tokenizer(tokenizer, used)
         tokenizer, teacher_ids, student_ids = (
@@ -101,8 +101,9 @@ def _save_encoder(
     with quiet_transformers():
         model = cut_encoder(origin, layers, teacher_ids)
         if student.embedding_init == "aligned":
-            start = token_table(cut_encoder(origin, [1], torch.arange(len(table))))
-            set_embeddings(model, aligned_embeddings(table, start, teacher_ids))
+            rows = torch.arange(int(teacher_ids.max()) + 1)
+            start = token_table(cut_encoder(origin, [1], rows))
+            set_embeddings(model, aligned_embeddings(table[rows], start, teacher_ids))
         model.save_pretrained(folder / "encoder")
 
 

@@ -154,10 +154,10 @@ class Stepper:
         Raises TrainingError, naming this step, for losses that are no longer finite.
         """
         sums = self.sums.to("cpu", copy=True)
-        for term, value in zip(self.stage.terms, sums[0].tolist(), strict=True):
+        for name, value in zip(self.stage.term_names, sums[0].tolist(), strict=True):
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"stage {self.stage.name}, step {step}: the sum of the {term.name} loss is "
+                    f"stage {self.stage.name}, step {step}: the sum of the {name} loss is "
                     f"{value}; lower training.learning_rate"
                 )
         new, self._checked = sums - self._checked, sums
@@ -169,11 +169,7 @@ class Stepper:
 
     def _by_term(self, sums: Tensor) -> dict[str, float]:
         means = (sums[0] / sums[1].clamp(min=1)).tolist()
-        several = len({term.name for term in self.stage.terms}) < len(means)
-        return {
-            term.long_name if several else term.name: mean
-            for term, mean in zip(self.stage.terms, means, strict=True)
-        }
+        return dict(zip(self.stage.term_names, means, strict=True))
 
     def weighted_losses(self) -> dict[str, float]:
         """The same as they stand in the sum that is minimised."""

@@ -22,7 +22,7 @@ from xdray.configfile import load_config, with_fields
 from xdray.console import Console
 from xdray.errors import ConfigError
 from xdray.finetuning import TeacherLearner
-from xdray.header import read_header
+from xdray.header import check_length, read_header
 from xdray.kinds import load_task, with_labels
 from xdray.learning import Scorer, finetune
 from xdray.lessons import Lesson
@@ -216,11 +216,14 @@ def _text_of(config: Config) -> str:
 def _cells(
     config: Config, path: str, name: str, model: str, seeds: int, output: str, text: str
 ) -> list[Cell]:
-    if config.teacher.finetune is None:
+    if (how := config.teacher.finetune) is None:
         raise ConfigError(f"{path}: has no teacher.finetune, which says how to fine-tune")
     fresh = model.startswith("fresh:")
     origin = str(model_folder(model.removeprefix("fresh:")))
+    check_length(read_header(origin), config.tokens.max_length)
     fields: dict[str, Any] = {"teacher.finetune.encoder": origin, "teacher.finetune.fresh": fresh}
+    # students keep the dropout that they were distilled with: all are to have the same
+    fields["teacher.finetune.dropout"] = 0.1 if how.dropout is None else how.dropout
     if fresh:  # random embeddings that stay so would tell nothing
         fields["teacher.finetune.freeze_embeddings"] = False
     task, cells = Path(path).stem, []
