@@ -79,10 +79,12 @@ class Settings(Section):
     """Of a student's epoch."""
     pipeline_sentences: int = Field(default=2_000, gt=0)
     """Of transformers' pipeline at batch 64, a quarter of them at batch 1."""
+    run_sentences: int = Field(default=20_000, gt=0)
+    """Transfer sentences of the part `run`."""
     dev_score: float = 0.6
-    """Dev score that the part `run` trains to."""
-    most_epochs: int = Field(default=8, gt=0)
-    """Of a peer in that part, reached or not."""
+    """Dev score that the part `run` trains to, or to ours where that is less."""
+    peer_epochs: list[int] = Field(default=[2, 4])
+    """Lengths of a peer's schedule in that part; the one that is there first counts."""
     memory_sentences: list[int] = Field(default=[10_000, 300_000])
     replicas: list[int] = Field(default=[1, 4, 16, 64])
     batch_seconds: float = 0.05
@@ -97,6 +99,8 @@ class Found:
     ratios: dict[str, float] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    """Parts without figures."""
 
 
 def read_settings(path: str, parts: list[str] | None, changes: Sequence[str]) -> Settings:
@@ -119,7 +123,13 @@ def measure_all(settings: Settings, measures: Mapping[str, Callable[[Settings], 
     found = Found()
     for part in settings.parts:
         print(f"{part}:", flush=True)
-        its = measures[part](settings)
+        try:
+            its = measures[part](settings)
+        except Exception as error:  # what the other parts have measured is not lost
+            reason = getattr(error, "stderr", None) or repr(error)
+            found.failed.append(part)
+            found.notes.append(f"{part}: failed: {' '.join(str(reason).split())[-500:]}")
+            continue
         found.ratios |= its.ratios
         found.figures |= its.figures
         found.notes += its.notes
@@ -128,7 +138,13 @@ def measure_all(settings: Settings, measures: Mapping[str, Callable[[Settings], 
 
 def run_config(settings: Settings, folder: Path, *changes: str) -> Config:
     """Return the run's config in a folder of its own, without controls and latency."""
-    own = [
+    own = own_places(settings, folder)
+    return load_config(settings.config, [*settings.overrides, *own, *changes])
+
+
+def own_places(settings: Settings, folder: Path) -> list[str]:
+    """Overrides of a run in a folder of its own."""
+    return [
         f"run.folder={folder}/run",
         f"targets.store={folder}/targets",
         f"cluster.threads={settings.threads}",
@@ -136,7 +152,6 @@ def run_config(settings: Settings, folder: Path, *changes: str) -> Config:
         "evaluation.latency=false",
         "evaluation.bootstrap=0",
     ]
-    return load_config(settings.config, [*settings.overrides, *own, *changes])
 
 
 def take_turns(
@@ -174,8 +189,15 @@ def conditions(settings: Settings) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=no"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
     found: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat()} | machine()
-    found |= {"commit": commit or "no git", "threads": settings.threads}
+    commit = f"{commit or 'no git'}{' and changes' if changed else ''}"
+    found |= {"commit": commit, "threads": settings.threads, "repeats": settings.repeats}
     for package in ("onnxruntime", "textbrewer", "accelerate", "sentence-transformers"):
         try:
             found[package] = version(package)

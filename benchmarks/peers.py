@@ -1,8 +1,8 @@
 """What people use instead, each as its own documentation recommends. Not part of the package.
 
 Adapters: `DistilTrainer` is transformers' Trainer with a loss (its documentation overrides
-`compute_loss`); TextBrewer 0.2.1 gets its two adaptors, its optimiser, and batches as dicts. It
-runs on today's torch without a change.
+`compute_loss`); TextBrewer 0.2.1 gets its two adaptors, its optimiser, batches as dicts, and the
+student's forward pass under autocast as Trainer has it. It runs on today's torch without a change.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ BATCH = 64
 
 
 def pipeline_rate(model: str, texts: Sequence[str], batch: int, dtype: Any) -> float:
-    """Sentences a second of transformers' token-classification pipeline."""
+    """Sentences a second of transformers' token-classification pipeline, in the order of texts."""
     loaded = AutoModelForTokenClassification.from_pretrained(model, dtype=dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(model)
     tagger: Any = pipeline(
@@ -161,6 +161,38 @@ class _Clock(TrainerCallback):
         return control
 
 
+def autocast_forward(student: Any) -> None:
+    """Each forward pass in bfloat16, its outputs float32, as accelerate does it for Trainer.
+
+    One context around the whole training would keep the first step's bfloat16 weights for ever.
+    """
+    forward = student.forward
+
+    def under_autocast(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            output = forward(*args, **kwargs)
+        output.logits = output.logits.float()
+        output.hidden_states = tuple(its.float() for its in output.hidden_states)
+        return output
+
+    student.forward = under_autocast
+
+
+@torch.no_grad()
+def cached_batches(
+    teacher: Any, layer: int, collate: Any, rows: Sequence[Any], chosen: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """Batches with what the teacher says, as TextBrewer takes them for `teacher_cache`."""
+    told = Distillation(teacher, layer)
+    batches = []
+    for numbers in chosen:
+        batch = collate([rows[number] for number in numbers])
+        hidden, logits = told.tell(batch)
+        cache = {"logits": logits, "hidden": hidden}
+        batches.append({"teacher": batch, "student": batch, "teacher_cache": cache})
+    return batches
+
+
 def train_with_textbrewer(
     student: Any,
     teacher: Any,
@@ -171,33 +203,45 @@ def train_with_textbrewer(
     epochs: int,
     bfloat16: bool,
     after_epoch: Callable[[], bool] | None = None,
+    cached: Callable[[float], object] | None = None,
 ) -> float:
     """Seconds of TextBrewer's GeneralDistiller: KD on logits, MSE on one hidden layer.
 
     Batches of sentences of like length, a cosine schedule. Ends early where after_epoch returns
-    True, whose time is left out.
+    True, whose time is left out. cached: the teacher is asked once, before, for all batches, which
+    stay in memory; called with the seconds that this took, not counted in those returned.
     """
     from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 
-    collate = DataCollatorForTokenClassification(tokenizer)
+    if bfloat16:
+        autocast_forward(student)
+    padded = DataCollatorForTokenClassification(tokenizer)
+    rows = [{"input_ids": row, "labels": [0] * len(row)} for row in ids]
+
+    def collate(some: Any) -> dict[str, Tensor]:  # a plain dict: others it takes for sequences
+        return {name: its for name, its in padded(some).items() if name != "labels"}
+
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
     chosen = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
     shuffled = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0)).tolist()
-    loader = DataLoader(
-        [{"input_ids": row, "labels": [0] * len(row)} for row in ids],  # type: ignore[arg-type]
-        batch_sampler=[chosen[number] for number in shuffled],
-        collate_fn=lambda rows: {  # a plain dict: it takes other mappings for sequences
-            name: its for name, its in collate(rows).items() if name != "labels"
-        },
+    chosen = [chosen[number] for number in shuffled]
+    loader: Any = DataLoader(
+        rows,  # type: ignore[arg-type]
+        batch_sampler=chosen,
+        collate_fn=collate,
     )
+    if cached is not None:
+        begun = time.perf_counter()
+        loader = cached_batches(teacher, layer, collate, rows, chosen)
+        cached(time.perf_counter() - begun)
 
     def adaptor(layer: int) -> Callable[[Any, Any], dict[str, Any]]:
         def adapt(batch: Any, output: Any) -> dict[str, Any]:
-            mask = batch["attention_mask"]
+            mask, is_cache = batch["attention_mask"], isinstance(output, dict)
             return {
-                "logits": output.logits,
+                "logits": (output["logits"] if is_cache else output.logits).float(),
                 "logits_mask": mask,
-                "hidden": [output.hidden_states[layer]],
+                "hidden": [(output["hidden"] if is_cache else output.hidden_states[layer]).float()],
                 "inputs_mask": mask,
             }
 
@@ -231,13 +275,9 @@ def train_with_textbrewer(
             adaptor_S=adaptor(-1),
         )
         distiller.save_and_callback = epoch_ends  # its own writes the weights first
-        with (
-            contextlib.suppress(_Reached),
-            distiller,
-            torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
-        ):
+        with contextlib.suppress(_Reached), distiller:
             distiller.train(
-                torch.optim.AdamW(student.parameters(), lr=rate),
+                torch.optim.AdamW(student.parameters(), lr=rate, fused=True),
                 loader,
                 num_epochs=epochs,
                 scheduler_class=get_cosine_schedule_with_warmup,

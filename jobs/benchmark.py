@@ -33,9 +33,10 @@ def main() -> int:
     if args.output is not None:
         with args.output.open("a", encoding="utf-8") as file:
             file.write(text)
-    line = {"job": "benchmark", "status": "done", "ratios": found.ratios}
+    line = {"job": "benchmark", "status": "failed" if found.failed else "done"}
+    line |= {"ratios": found.ratios}
     print(json.dumps({**line, "figures": found.figures, "conditions": about}))
-    return 0
+    return 1 if found.failed else 0
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def _report(**changes: Any) -> dict[str, Any]:
             {"seconds": 600.0, "teacher_forward_rows": 0},
         ],
         "targets": {"delivery": "stored", "seconds": 600.0, "rows": 10_000}
-        | {"teacher_forward_rows": 5_000},
+        | {"teacher_forward_rows": 0, "spent": {"seconds": 600.0, "sentences": 5_000}},
         "plan": PLAN,
         "machine": {"gpu": None, "threads": 2},
         "latency_ms": latency,
@@ -63,12 +63,11 @@ def test_serving_says_what_a_million_sentences_save():
 
 def test_what_was_served_from_the_store_or_not_timed_costs_nothing():
     report = _report(latency_ms=None)
-    report["targets"] |= {"teacher_forward_rows": 0, "seconds": 0.2}
+    report["targets"]["spent"] = {}
     costs: Any = cost_report(report, 0.0, [])
     assert costs["serving"] is None
     assert serving_sentence({"costs": costs}) == ""
-    assert list(costs["parts"]) == ["teacher pass", "student"]
-    assert "per_million" not in costs["parts"]["teacher pass"]
+    assert list(costs["parts"]) == ["student"]
 
 
 def test_a_slower_student_is_never_repaid():

@@ -67,6 +67,14 @@ def annotate(
     tasks += [AnnotateTask(shard, ()) for shards in inline.values() for shard in shards]
     receipts, rate = _forward_missing(run, cluster, teacher, task, store, tasks)
     seconds = time.monotonic() - started
+    spent = run.read_json("pass.json") or {}  # of earlier calls: the report's costs are of all
+    if receipts:
+        forwarded = sum(receipt["forwarded"] for receipt in receipts)
+        spent = {
+            "seconds": spent.get("seconds", 0.0) + seconds,
+            "sentences": spent.get("sentences", 0) + forwarded,
+        }
+        run.write_json("pass.json", spent)
     views = {
         split: _view(run, store, split, shards, ["logits"]) for split, shards in inline.items()
     }
@@ -98,6 +106,7 @@ def annotate(
         "codec_error": views["transfer"].codec_error,
         "oom_halvings": sum(r["oom_halvings"] for r in mine),
         "seconds": round(seconds, 2),
+        "spent": spent,
         "sentences_per_second": rate,
         "shards": len(transfer),
     }
@@ -155,7 +164,7 @@ def _forward_missing(
     receipts, done, warm = [], 0, (0.0, 0)
     run.console.progress("targets", 0, total, "sentences")
     cluster.start()
-    pool = map_shards(cluster, Annotator, kwargs, missing, plan)
+    pool = map_shards(cluster, Annotator, kwargs, missing, plan, threads=2)
     for receipt in counted(pool, cluster.meters, run_name(run.place)):
         receipts.append(receipt)
         done += receipt["rows"]

@@ -54,7 +54,7 @@ def available(config: ClusterConfig) -> Resources:
     """
     if config.fleet is not None:
         return resources_of(read_fleet(config.fleet))
-    address, limits = _address(), config.max_resources or {}
+    address, limits = os.environ.get("RAY_ADDRESS") or "local", config.max_resources or {}
     if address == "local":
         return machine_resources(config)
     grows = {"CPU", "GPU"} <= limits.keys()
@@ -77,10 +77,6 @@ def _ask(address: str) -> dict[str, float]:
 
         there: Any = ray.cluster_resources()
         return there
-
-
-def _address() -> str:
-    return os.environ.get("RAY_ADDRESS") or "local"
 
 
 class Cluster:
@@ -115,7 +111,8 @@ class Cluster:
         A Ray that this process has already is used and left running. Workers' output is shown with
         RAY_LOG_TO_DRIVER=1, else it is in Ray's logs. Raises ClusterError when Ray does not start.
         """
-        address, verbose = _address(), os.environ.get("RAY_LOG_TO_DRIVER") == "1"
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        verbose = os.environ.get("RAY_LOG_TO_DRIVER") == "1"
         options = self._prepare(address)
         import ray._private.worker
         import ray.util.metrics
@@ -170,10 +167,12 @@ def map_shards(
     items: Iterable[Any],
     plan: ResourcePlan,
     in_order: bool = False,
+    threads: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Yield what `worker_class(**worker_kwargs)(item)` returns for each item, as they finish.
 
     in_order: as the items come; the pool works ahead as far as Ray's shared memory holds results.
+    threads: items that an actor works on at once, where there are many; the worker must bear it.
 
     "index" is added, the item's number, and "tries", how often it was begun. A pool of
     `plan.replicas` actors; an item is the unit of work and is done again elsewhere when its actor
@@ -185,7 +184,7 @@ def map_shards(
     while window := list(itertools.islice(remaining, MAX_WINDOW)):
         cluster.start()
         try:
-            for result in _map_window(worker_class, worker_kwargs, window, plan, in_order):
+            for result in _map(worker_class, worker_kwargs, window, plan, in_order, threads):
                 if isinstance(result, XdrayError):
                     raise result
                 yield result
@@ -195,12 +194,13 @@ def map_shards(
             raise as_xdray_error(error, "the pool of workers", _logs()) from error
 
 
-def _map_window(
+def _map(
     worker_class: Callable[..., Any],
     worker_kwargs: dict[str, Any],
     window: list[tuple[int, Any]],
     plan: ResourcePlan,
     in_order: bool,
+    threads: int,
 ) -> Iterator[Any]:
     """One Ray Data job: a block for each item, so that a free actor always takes the next one."""
     import ray.data
@@ -227,6 +227,8 @@ def _map_window(
             min_size=plan.least_replicas or plan.replicas,
             max_size=plan.replicas,
             max_tasks_in_flight_per_actor=in_flight,
+            max_concurrent_calls_per_actor=min(threads, in_flight),
+            enable_true_multi_threading=True,
         ),
         num_cpus=plan.cpus_per_replica,
         num_gpus=plan.gpus_per_replica or None,

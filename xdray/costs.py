@@ -26,10 +26,12 @@ def cost_report(
     streamed = sum(row["seconds"] for row in stages if row["teacher_forward_rows"])
     told = targets.get("delivery") == "streamed"
     rows = targets.get("rows") or 0
-    forwarded = targets.get("teacher_forward_rows") or 0
+    stored = at(targets, "spent.seconds") or 0.0, at(targets, "spent.sentences") or 0
+    if told:
+        stored = streamed, targets.get("teacher_forward_rows") or 0
     seconds = {
         "teacher fine-tuning": (finetuning, "worker", 0),
-        "teacher pass": (streamed if told else targets.get("seconds") or 0.0, "replica", forwarded),
+        "teacher pass": (stored[0], "replica", stored[1]),
         "student": (taught, "worker", rows),
         "controls": (sum(controls), "worker", 0),
     }

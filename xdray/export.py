@@ -219,7 +219,7 @@ class _Scores:
     """Outputs and score on dev."""
 
     def __init__(self, config: Config, folder: str, threads: int) -> None:
-        self._scorer = SplitScorer(config, folder, "dev")
+        self._scorer = SplitScorer(config, folder, "dev", "cpu")
         self.task, self.metric = self._scorer.task, self._scorer.task.metric
 
     def outputs(self, model: Any) -> NDArray[Any]:

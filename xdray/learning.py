@@ -143,10 +143,11 @@ def transfer_sources(lesson: Lesson, ranks: int) -> list[Source]:
     """The transfer text: one source for all ranks, or of a stream one for each; or none."""
     if lesson.view is None:
         return []
-    targets = lesson.config.targets
+    config, targets = lesson.config, lesson.config.targets
     view = TargetView.load(lesson.view, targets.store)
     if lesson.stream is None:
-        return [StoredSource(view, targets.codec, lesson.task, lesson.config.tokens.pieces)]
+        window = config.training.window_shards  # so many are in memory anyway
+        return [StoredSource(view, targets.codec, lesson.task, config.tokens.pieces, window)]
     return [StreamedSource(lesson.stream, view, lesson.task, rank, ranks) for rank in range(ranks)]
 
 

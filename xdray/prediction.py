@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,10 @@ def predict_files(
     )
     plan = plan_transfer(sources, frozenset(), shard_sentences, 0, in_order=True)
     config = ClusterConfig()
-    pool = pool_plan(available(config), replicas, len(plan.shards))
+    there = available(config)
+    if runtime != "torch":  # the others compute on CPUs
+        there = replace(there, gpus=0)
+    pool = pool_plan(there, replicas, len(plan.shards))
     kwargs = {
         "model": model,
         "task": task,

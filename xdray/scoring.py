@@ -24,8 +24,11 @@ from xdray.weights import trusted
 class SplitScorer:
     """Scores the models of one folder on one labelled split of a config, tokenised once."""
 
-    def __init__(self, config: Config, folder: str, split: str) -> None:
-        """folder: student or teacher; its labels are brought into the task's order."""
+    def __init__(self, config: Config, folder: str, split: str, device: str | None = None) -> None:
+        """folder: student or teacher; its labels are brought into the task's order.
+
+        device: where models are scored; None: on a GPU where there is one.
+        """
         task = load_task(config)
         own = config.teacher.model is not None and folder == config.teacher.model
         header = read_header(folder)
@@ -39,12 +42,13 @@ class SplitScorer:
         )
         self.task = task.as_saved(saved.to_dict())
         self._config, self._tokenizer = config, load_tokenizer(folder)
+        self._session = LocalSession(None, device)
         self.scorer = self._scorer_of(split)
         self._dev = self.scorer if split == "dev" or not task.chooses else self._scorer_of("dev")
 
     def _scorer_of(self, split: str) -> Scorer:
         sentences = self.task.read(getattr(self._config.data, split), split).sentences
-        return Scorer(sentences, self._tokenizer, self.task, LocalSession(None))
+        return Scorer(sentences, self._tokenizer, self.task, self._session)
 
     def __call__(self, model: Any) -> dict[str, Any]:
         """Scores of a model in any runtime. What is chosen, a threshold, is chosen on dev."""

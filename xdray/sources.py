@@ -56,9 +56,16 @@ class StoredSource:
 
     forwarded = 0
 
-    def __init__(self, view: TargetView, codec: str, task: Task, pieces: str) -> None:
-        """Take the shards of a view, hidden states in one codec. pieces: `tokens.pieces`."""
+    def __init__(
+        self, view: TargetView, codec: str, task: Task, pieces: str, most_kept: int = 0
+    ) -> None:
+        """Take the shards of a view, hidden states in one codec. pieces: `tokens.pieces`.
+
+        most_kept: where there are no more shards, all are kept in memory for the next epoch.
+        """
         self.view, self.codec, self.task, self.pieces = view, codec, task, pieces
+        self._keeps = len(view.shard_ids) <= most_kept
+        self._kept: tuple[tuple[Signal, ...], dict[int, Tokens]] = (), {}
 
     def shard_lengths(self) -> Sequence[NDArray[np.uint16]]:
         """Tokens of each sentence, by shard."""
@@ -70,13 +77,22 @@ class StoredSource:
 
     def read(self, shards: Sequence[int], layers: Sequence[Signal]) -> Generator[Tokens]:
         """Read tokens, logits and these layers."""
-        parts = [LOGITS, *(hidden_part(layer, self.codec) for layer in layers)]
+        if self._kept[0] != tuple(layers):
+            self._kept = tuple(layers), {}
+        kept = self._kept[1]
         for shard in shards:
-            tokens = self.task.mark(self.view.load_shard(shard, parts))
-            if self.view.text != LOGITS:
-                own = self.task.mark(self.view.load_text(shard))
-                tokens = under_own_tokens(own, tokens, self.task.stretch_logits, self.pieces)
+            tokens = kept[shard] if shard in kept else self._load(shard, layers)
+            if self._keeps:
+                kept[shard] = tokens
             yield tokens
+
+    def _load(self, shard: int, layers: Sequence[Signal]) -> Tokens:
+        parts = [LOGITS, *(hidden_part(layer, self.codec) for layer in layers)]
+        tokens = self.task.mark(self.view.load_shard(shard, parts))
+        if self.view.text == LOGITS:
+            return tokens
+        own = self.task.mark(self.view.load_text(shard))
+        return under_own_tokens(own, tokens, self.task.stretch_logits, self.pieces)
 
     def read_rows(
         self, parts: Sequence[Part], layers: Sequence[Signal]

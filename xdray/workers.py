@@ -5,6 +5,7 @@ import functools
 import os
 import pickle
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +68,7 @@ class PoolWorker:
         self._name, self._logs = worker_class.__name__, logs
         # built on the first item, since Ray would restart for ever an actor that dies at its start
         self._worker = functools.cache(lambda: worker_class(**worker_kwargs))
+        self._building = threading.Lock()
         enter(folder)
 
     def __call__(self, batch: "pa.Table") -> "pa.Table":
@@ -86,7 +88,9 @@ class PoolWorker:
                 f"replicas and run the same command again; see {self._logs}"
             )
         try:
-            receipt = self._worker()(item)
+            with self._building:  # `cache` alone would let a second thread build another one
+                worker = self._worker()
+            receipt = worker(item)
         except Exception as error:
             sys.stderr.write(redact(traceback.format_exc()))  # into the actor's log
             return as_xdray_error(error, f"{self._name}, shard {item}", self._logs)
