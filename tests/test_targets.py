@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import tagging_task
 
 from xdray.corpus import Sentence, Shard, inline_shards
 from xdray.errors import TargetsError
+from xdray.sources import StoredSource
 from xdray.targets import (
     AnnotateTask,
     TargetStore,
@@ -74,6 +76,20 @@ def store(tmp_path: Path) -> TargetStore:
 def view(store: TargetStore) -> TargetView:
     """Look at the shards, last one first."""
     return store.view([(s.shard_id, s.rows) for s in reversed(SHARDS)], ["logits", HIDDEN])
+
+
+def test_a_corpus_of_one_window_is_read_once_and_a_larger_one_each_time(view: TargetView):
+    task, orders = tagging_task(), ([2, 0, 1], [0, 1, 2])
+    fits, larger = (StoredSource(view, "float16", task, "first", kept) for kept in (3, 2))
+    for source, same in ((fits, True), (larger, False)):
+        one, other = (dict(zip(order, source.read(order, (1,)), strict=True)) for order in orders)
+        assert [one[n] is other[n] for n in range(3)] == [same] * 3
+        for shard in range(3):
+            assert np.array_equal(
+                other[shard].hidden[1].take(np.arange(4)), one[shard].hidden[1].take(np.arange(4))
+            )
+    (without,) = fits.read([0], ())  # other layers: nothing is kept of the ones before
+    assert without.hidden == {}
 
 
 @pytest.mark.parametrize("name", list(IDENTITY))
