@@ -237,7 +237,7 @@ def train_with_textbrewer(
 
     def adaptor(layer: int) -> Callable[[Any, Any], dict[str, Any]]:
         def adapt(batch: Any, output: Any) -> dict[str, Any]:
-            mask, is_cache = batch["attention_mask"], isinstance(output, dict)
+            mask, is_cache = batch["attention_mask"], type(output) is dict
             return {
                 "logits": (output["logits"] if is_cache else output.logits).float(),
                 "logits_mask": mask,
