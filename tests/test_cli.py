@@ -97,6 +97,7 @@ def test_a_cluster_to_plan_for_is_no_cluster_to_search_on(
         ("student.hiden=3", "did you mean 'hidden'"),
         ("recipe.layer=9", "recipe.layer = 9: the teacher has layers 0 (embeddings) to 2"),
         ("student.embedding=64", "student.embedding = 64 is wider"),
+        ("student={kind: encoder, intermediate: 65}", "has 64 feed-forward units a layer"),
         ("tokens.max_length=999", "reads at most 160 tokens"),
         (
             "teacher.labels=[B-LOC, O, I-LOC, B-ORG, I-ORG, B-PER, I-PER]",

@@ -33,6 +33,7 @@ def test_a_universal_student_of_any_shape_fits_a_teacher_of_12_layers(path: Path
         width=768,
         num_layers=12,
         num_heads=12,
+        intermediate=3072,
         embedding_width=768,
         vocab_size=30_000,
         max_positions=512,

@@ -117,6 +117,11 @@ def _check_encoder(config: Config, header: ModelHeader) -> None:
             f"student.layers = {student.layers}, start_layers = {student.start_layers}: "
             f"{there.model} has layers 1 to {there.num_layers}"
         )
+    if (student.intermediate or 0) > there.intermediate:
+        raise ConfigError(
+            f"student.intermediate = {student.intermediate}: {there.model} has "
+            f"{there.intermediate} feed-forward units a layer"
+        )
 
 
 def _check_files(data: DataConfig) -> None:

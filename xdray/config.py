@@ -175,7 +175,8 @@ class StudentConfig(Section):
     heads: int | None = Field(default=None, gt=0)
     """Attention heads (transformer); null: one for each 32 of `hidden`."""
     intermediate: int | None = Field(default=None, gt=0)
-    """Width of the feed-forward part (transformer); null: 4 times `hidden`."""
+    """Width of the feed-forward part. transformer: null: 4 times `hidden`. encoder: so many units
+    of those of `start` are kept, with the largest weights; null: all."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """P1 table 13: 0.2 is best."""
     pooling: Literal["max", "mean", "last"] = "max"
@@ -199,11 +200,12 @@ class StudentConfig(Section):
     def _shape(self) -> "StudentConfig":
         for name, kind in (
             ("heads", "transformer"),
-            ("intermediate", "transformer"),
             ("start_layers", "encoder"),
         ):
             if getattr(self, name) is not None and self.kind != kind:
                 raise ValueError(f"`{name}` is of kind {kind}, student.kind is '{self.kind}'")
+        if self.intermediate is not None and self.kind == "bilstm":
+            raise ValueError("`intermediate` is of a Transformer, student.kind is 'bilstm'")
         if self.start != "teacher" and self.kind != "encoder":
             raise ValueError(f"`start` is of kind encoder, student.kind is '{self.kind}'")
         if self.start_layers is not None and len(self.start_layers) != self.layers:

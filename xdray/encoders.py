@@ -47,10 +47,13 @@ def set_dropout(shape: Any, dropout: float) -> None:
             setattr(shape, name, dropout)
 
 
-def cut_encoder(folder: str, layers: Sequence[int], teacher_ids: Tensor) -> PreTrainedModel:
+def cut_encoder(
+    folder: str, layers: Sequence[int], teacher_ids: Tensor, intermediate: int | None = None
+) -> PreTrainedModel:
     """Load an encoder and keep these of its layers (from 1), and these rows of its embeddings.
 
-    Raises ConfigError for a layer that is not there.
+    intermediate: feed-forward units of a layer that stay, those with the largest weights; None:
+    all. Raises ConfigError for a layer that is not there.
     """
     try:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
@@ -67,12 +70,33 @@ def cut_encoder(folder: str, layers: Sequence[int], teacher_ids: Tensor) -> PreT
             f"{len(stack.layer)}"
         )
     stack.layer = nn.ModuleList(copy.deepcopy(stack.layer[layer - 1]) for layer in layers)
-    for name in ("num_hidden_layers", "n_layers"):
-        if hasattr(model.config, name):
-            setattr(model.config, name, len(layers))
-            break
+    _set_first(model.config, ("num_hidden_layers", "n_layers"), len(layers))
+    if intermediate is not None:
+        for layer in stack.layer:
+            _narrow(layer, intermediate)
+        _set_first(model.config, ("intermediate_size", "hidden_dim"), intermediate)
     set_embeddings(model, token_table(model)[teacher_ids])
     return model
+
+
+def _set_first(shape: Any, names: Sequence[str], value: int) -> None:
+    """Set what the family calls by one of these names."""
+    setattr(shape, next(name for name in names if hasattr(shape, name)), value)
+
+
+def _narrow(layer: Any, units: int) -> None:
+    """Keep so many feed-forward units: those with the largest product of both weights' norms."""
+    if hasattr(layer, "ffn"):
+        up, down = layer.ffn.lin1, layer.ffn.lin2
+    else:
+        up, down = layer.intermediate.dense, layer.output.dense
+    with torch.no_grad():
+        strength = up.weight.norm(dim=1) * down.weight.norm(dim=0)
+        kept = strength.topk(units).indices.sort().values
+        for module, weight in ((up, up.weight[kept]), (down, down.weight[:, kept])):
+            module.weight = nn.Parameter(weight.clone())
+            module.out_features, module.in_features = weight.shape
+        up.bias = nn.Parameter(up.bias[kept].clone())
 
 
 def token_table(model: Any) -> Tensor:

@@ -27,6 +27,8 @@ class ModelHeader:
     num_layers: int
     num_heads: int
     """Of attention; 0: it has none."""
+    intermediate: int
+    """Feed-forward units of a layer; 0: it has none."""
     embedding_width: int
     """Of the token embeddings: less than `width` where they are factorised (ELECTRA, ALBERT)."""
     vocab_size: int
@@ -82,6 +84,7 @@ def read_header(name: str) -> ModelHeader:
         width=width,
         num_layers=_first(values, path, "num_hidden_layers", "n_layers", "num_layers"),
         num_heads=_first(values, path, "num_attention_heads", "n_heads", default=0),
+        intermediate=_first(values, path, "intermediate_size", "hidden_dim", default=0),
         embedding_width=_first(values, path, "embedding_size", default=width),
         vocab_size=_first(values, path, "vocab_size"),
         max_positions=_positions(values, path),

@@ -88,6 +88,7 @@ def start_fields(student: StudentConfig) -> list[Any]:
     """Fields of a student that decide what its start holds."""
     if student.kind == "encoder":
         its = ["encoder", student.start, student.layers, student.start_layers]
+        its += [student.intermediate] if student.intermediate is not None else []
         return [*its, "aligned"] if student.embedding_init == "aligned" else its
     return [student.embedding_init, student.embedding]
 
@@ -99,7 +100,7 @@ def _save_encoder(
     origin = str(model_folder(teacher if student.start == "teacher" else student.start))
     layers = student.start_layers or spaced_layers(student.layers, read_header(origin).num_layers)
     with quiet_transformers():
-        model = cut_encoder(origin, layers, teacher_ids)
+        model = cut_encoder(origin, layers, teacher_ids, student.intermediate)
         if student.embedding_init == "aligned":
             rows = torch.arange(int(teacher_ids.max()) + 1)
             start = token_table(cut_encoder(origin, [1], rows))
