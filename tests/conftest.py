@@ -8,6 +8,7 @@ os.environ.update(
     RAY_AUTH_MODE="disabled",
     RAY_DEDUP_LOGS="0",
     RAY_TRAIN_ENABLE_PRINT_PATCH="0",
+    RAY_worker_niceness="0",  # else workers starve beside whatever else a machine does
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
