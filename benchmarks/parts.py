@@ -592,7 +592,7 @@ def _peer_run(
     found: dict[int, list[float]] = {}
     seconds: dict[int, float] = {}
     for epochs in lengths:
-        student = start_student(prepared["lesson"], load_tokenizer(prepared["start"]))
+        student = start_student(prepared["lesson"], load_tokenizer(str(prepared["start"])))
         scores = found.setdefault(epochs, [])
 
         def score(student: Any = student, scores: list[float] = scores) -> bool:
