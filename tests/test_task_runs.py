@@ -189,8 +189,8 @@ def test_answers_are_found_in_windows(running: Callable[..., Config], ray_sessio
     (record,) = Predictor(folder, task_of_model(folder), 1, "cpu").predict(
         [Sentence("1", "en", TextPair("Who?", "Anna lives in Lyon."))]
     )
-    answered = record["answer"] == "" or record["pair"][record["start"] :]
-    assert answered is True or answered.startswith(record["answer"])
+    if record["answer"]:  # else the margin says that there is none
+        assert record["pair"][record["start"] :].startswith(record["answer"])
 
 
 def test_a_byte_pair_teacher_teaches_word_piece_students(

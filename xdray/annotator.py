@@ -77,7 +77,7 @@ class Annotator:
         self._check("teacher", teacher_fingerprint(model))
         self._check("tokenizer", fingerprint(self.tokenizer))
         self.teacher = load_teacher(model, task, DTYPES[store.identity["dtype"]], device)
-        # one shard is tokenised while another is forwarded and a third is written
+        # one shard is tokenised or written while another is forwarded
         self._tokenising, self._forwarding = threading.Lock(), threading.Lock()
         # batches side by side, each on one thread, go 10 to 20 % faster than one after the other
         # on all: no thread waits for another at the end of each product. On a GPU they take turns
