@@ -129,9 +129,13 @@ def train(
         os._exit(0)
 
 
-def short_of_memory(observe: Any) -> Any:
+def short_of_memory(observe: Any, after: bool = False) -> Any:
+    """Let more than one sentence raise; after: when dropout was drawn for them."""
+
     def observe_one(input_ids: torch.Tensor, *others: Any) -> Any:
         if len(input_ids) > 1:
+            if after:
+                observe(input_ids, *others)
             raise torch.OutOfMemoryError("CUDA out of memory")
         return observe(input_ids, *others)
 
@@ -195,3 +199,42 @@ def test_where_one_rank_is_short_of_memory_all_take_the_step_again(
     one, two = (torch.load(tmp_path / f"{size}.pt") for size in (1, 2))
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, atol=1e-5, rtol=1e-4)
+
+
+def test_a_step_taken_again_draws_the_dropout_of_the_parts_and_a_resumed_one_too(
+    make_teacher: MakeTeacher,
+):
+    config = config_of({**ENCODER, "dropout": 0.5}, CASES["an encoder with a pooler"][1])
+    task, stage = load_task(config), plan_stages(config, 2)[1]
+    encoder = str(make_teacher("bert"))
+    batch = collate(task.mark(some_tokens(needed_layers([stage]))), np.arange(4), 0, None)
+
+    def weights(short: bool, state: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+        student = build_student(
+            config.student,
+            vocab_size=90,
+            teacher_width=32,
+            task=task,
+            pad_token_id=0,
+            max_length=16,
+            embeddings=None,
+            seed=0,
+            encoder=encoder,
+            layers=compared_layers([stage]),
+            teacher_heads=2,
+        ).train()
+        session: Any = Rank(0, 1)
+        stepper = Stepper(student, stage, task, config.training, session)
+        if short:
+            student.observe = short_of_memory(student.observe, after=True)
+        if state is not None:
+            stepper.load_state(state)
+        stepper.step([dict.fromkeys(stage.splits, batch)], 1e-2, 7)
+        return student.state_dict(), stepper.state()
+
+    again, state = weights(True, None)
+    fresh = {**state, "optimiser": {**state["optimiser"], "state": {}}}
+    at_once, _ = weights(False, fresh)  # begins in parts, as a resumed run does
+    assert state["parts"] == 4
+    for key, value in again.items():
+        assert torch.equal(at_once[key], value), key

@@ -115,6 +115,66 @@ def test_what_can_never_run_is_refused_with_the_arithmetic(sections, there, arit
     assert arithmetic in str(caught.value)
 
 
+def standing(*nodes: tuple[int, int, str]) -> Resources:
+    """A cluster of nodes of (CPUs, GPUs, pool) that stands."""
+    told = [
+        {"Alive": True, "Resources": {"CPU": c, "GPU": g, "memory": 1e9}, "Labels": {"pool": pool}}
+        for c, g, pool in nodes
+    ]
+    dead = {"Alive": False, "Resources": {"CPU": 64, "GPU": 64}, "Labels": {"pool": "teacher"}}
+    return Resources.of_nodes([*told, dead], {}, "the cluster at x")
+
+
+TEACHER, TRAINING = {"teacher_labels": {"pool": "teacher"}}, {"training_labels": {"pool": "t"}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "there", "message"),
+    [
+        (
+            {"teacher": {"gpus_per_replica": 8}},
+            standing((32, 4, ""), (32, 4, "")),
+            "teacher.replicas: 1 actor(s), each of 1 CPU and 8 GPU(s) of one node: the nodes of "
+            "the cluster at x hold 0; ",
+        ),
+        (
+            {"cluster": {"teacher_labels": {"pool": "tacher"}}},
+            standing((8, 1, "teacher")),
+            "of one node on nodes with pool: tacher: the nodes of the cluster at x hold 0; ",
+        ),
+        (
+            {"cluster": TRAINING, "training": {"workers": [2, 4]}},
+            standing((8, 1, "t"), (8, 8, "teacher")),
+            "training.workers: 2 worker(s), each of 1 CPU and 1 GPU(s) of one node on nodes with "
+            "pool: t: the nodes of the cluster at x hold 1; ",
+        ),
+        (
+            {"cluster": TRAINING},
+            standing((8, 4, "teacher")),
+            "training.workers: 1 worker(s), each of 1 CPU and 1 GPU(s) of one node on nodes with",
+        ),
+    ],
+)
+def test_what_no_node_of_a_standing_cluster_has_room_for_is_refused(sections, there, message):
+    with pytest.raises(ClusterError) as caught:
+        fit_plan(config(**sections), 100, there)
+    assert message in str(caught.value)
+
+
+def test_labels_count_the_nodes_that_carry_them():
+    there = standing((8, 2, "t"), (64, 8, "teacher"))
+    assert (there.cpus, there.gpus) == (72, 10)
+    plan = fit_plan(config(cluster={**TEACHER, **TRAINING}), 100, there)
+    assert (plan.replicas, plan.workers) == (8, 2)
+    plan = fit_plan(
+        config(cluster={**TEACHER, **TRAINING}, training={"workers": [1, 4]}), 100, there
+    )
+    assert (plan.least_workers, plan.workers) == (1, 2)
+    assert plan.as_dict()["available"]["nodes"] == 2
+    spanned = fit_plan(config(teacher={"gpus_per_replica": 4}), 100, there)
+    assert spanned.replicas == 2
+
+
 def test_a_range_takes_what_there_is_room_for():
     some = config(teacher={"replicas": [2, 12]}, training={"workers": [1, 4]})
     plan = fit_plan(some, None, machine(9))
@@ -167,7 +227,7 @@ def test_two_workers_fit_on_two_cores():
 
 def test_the_plan_goes_into_the_report_as_plain_values():
     values = fit_plan(config(), 1, machine(2)).as_dict()
-    available = {"cpus": 2, "gpus": 0, "source": THIS_MACHINE, "grows": False}
+    available = {"cpus": 2, "gpus": 0, "source": THIS_MACHINE, "grows": False, "nodes": 0}
     assert values["available"] == available
 
 

@@ -1,5 +1,7 @@
 import os
 import pickle
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ def _here(tmp_path: Path, monkeypatch):
 
 
 def pool_worker(worker_class: Any, ledger: Ledger, folder: Path | str = ".") -> PoolWorker:
-    return PoolWorker(worker_class, {}, ledger.begin, ledger.end, str(folder), "/logs")
+    told = (ledger.tries, ledger.begin, ledger.end)
+    return PoolWorker(worker_class, {}, *told, str(folder), "/logs")
 
 
 def call(worker: PoolWorker, index: int, item: Any) -> Any:
@@ -83,6 +86,35 @@ def test_a_worker_is_built_once_and_within_the_first_try():
     assert built == []
     assert [call(worker, n, n)["value"] for n in (7, 8)] == [7, 8]
     assert [path.name for path in built] == ["sub"]
+
+
+def test_an_item_that_is_tried_again_works_alone():
+    ledger, at_work, seen = Ledger(), threading.Semaphore(0), list[set[str]]()
+    there: set[str] = set()
+
+    class Noting:
+        def __call__(self, item: str) -> dict[str, Any]:
+            there.add(item)
+            at_work.release()
+            time.sleep(0.1)
+            seen.append(set(there))
+            there.discard(item)
+            return {}
+
+    ledger.begin(0)  # by an actor that died
+    worker = pool_worker(Noting, ledger)
+    threads = []
+    for index, item in ((1, "first"), (0, "again"), (2, "new"), (3, "other")):
+        threads.append(threading.Thread(target=call, args=(worker, index, item)))
+        threads[-1].start()
+        if item == "first":
+            at_work.acquire()
+        time.sleep(0.02)  # so that they come in this order
+    for thread in threads:
+        thread.join()
+    assert [its for its in seen if "again" in its] == [{"again"}]
+    assert seen[0] == {"first"}  # who comes later waits for the one that asks to be alone
+    assert {"new", "other"} in seen
 
 
 def test_a_folder_that_is_not_there_leaves_the_process_where_it_is():

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from xdray.annotator import Annotator
 from xdray.cluster import Cluster, map_shards, plan_resources
 from xdray.config import Config
 from xdray.corpus import Sentence, Shard, inline_shards
-from xdray.errors import ConfigError, TargetsError
+from xdray.errors import ConfigError, TargetsError, XdrayError
 from xdray.reading import own_tokenizer, read_lengths, write_own_tokens
 from xdray.resources import ResourcePlan
 from xdray.runs import Run
@@ -22,6 +23,8 @@ from xdray.tokenised import Signal
 from xdray.tokens import fingerprint, load_tokenizer
 from xdray.watching import counted, run_name
 from xdray.weights import teacher_fingerprint
+
+TELL_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,9 @@ def annotate(
         split: inline_shards(list(s), config.targets.shard_sentences) for split, s in scored.items()
     }
     tasks += [AnnotateTask(shard, ()) for shards in inline.values() for shard in shards]
-    receipts, rate = _forward_missing(run, cluster, teacher, task, store, tasks)
+    with Spent(run) as spent:
+        receipts, rate = _forward_missing(run, cluster, teacher, task, store, tasks, spent)
     seconds = time.monotonic() - started
-    spent = run.read_json("pass.json") or {}  # of earlier calls: the report's costs are of all
-    if receipts:
-        forwarded = sum(receipt["forwarded"] for receipt in receipts)
-        spent = {
-            "seconds": spent.get("seconds", 0.0) + seconds,
-            "sentences": spent.get("sentences", 0) + forwarded,
-        }
-        run.write_json("pass.json", spent)
     views = {
         split: _view(run, store, split, shards, ["logits"]) for split, shards in inline.items()
     }
@@ -106,12 +102,54 @@ def annotate(
         "codec_error": views["transfer"].codec_error,
         "oom_halvings": sum(r["oom_halvings"] for r in mine),
         "seconds": round(seconds, 2),
-        "spent": spent,
+        "spent": spent.facts,
         "sentences_per_second": rate,
         "shards": len(transfer),
     }
     others = sum(r["forwarded"] for r in receipts if r["shard_id"] not in transfer_ids)
     return Annotated(views["transfer"], stream, views["dev"], views["test"], facts, others)
+
+
+class Spent:
+    """Seconds and sentences of a run's pass over all its calls, in pass.json: the report's costs.
+
+    A call that is killed has told of all but its last half minute.
+    """
+
+    def __init__(self, run: Run) -> None:
+        """Read what earlier calls spent. Raises XdrayError where that is damaged."""
+        self.facts: dict[str, Any] = run.read_json("pass.json", "seconds", "sentences") or {}
+        if not all(isinstance(its, int | float) for its in self.facts.values()):
+            raise XdrayError(
+                f"{run.named('pass.json')}: damaged, holds {self.facts!r:.80}, expected two "
+                "numbers; delete it and run the same command again"
+            )
+        self._run, self._before = run, dict(self.facts)
+        self._forwarded, self._started = 0, time.monotonic()
+        self._told = self._started
+
+    def __enter__(self) -> "Spent":
+        """The clock runs."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Tell of the rest."""
+        if self._forwarded:
+            self._tell()
+
+    def add(self, forwarded: int) -> None:
+        """Count the sentences of a shard."""
+        self._forwarded += forwarded
+        if self._forwarded and time.monotonic() - self._told > TELL_SECONDS:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        self.facts = {
+            "seconds": self._before.get("seconds", 0.0) + self._told - self._started,
+            "sentences": self._before.get("sentences", 0) + self._forwarded,
+        }
+        self._run.write_json("pass.json", self.facts)
 
 
 def open_store(run: Run, teacher: str, task: Task) -> TargetStore:
@@ -146,6 +184,7 @@ def _forward_missing(
     task: Task,
     store: TargetStore,
     tasks: list[AnnotateTask],
+    spent: Spent,
 ) -> tuple[list[dict[str, Any]], float | None]:
     """Receipts, and the sentences a second once each actor has done its first shard."""
     config = run.config
@@ -168,6 +207,7 @@ def _forward_missing(
     for receipt in counted(pool, cluster.meters, run_name(run.place)):
         receipts.append(receipt)
         done += receipt["rows"]
+        spent.add(receipt["forwarded"])
         if len(receipts) == plan.replicas:
             warm = (time.monotonic(), done)
         run.console.progress("targets", done, total, "sentences")
@@ -184,6 +224,11 @@ def _actor_kwargs(
     config: Config, teacher: str, task: Task, store: TargetStore, plan: ResourcePlan
 ) -> dict[str, Any]:
     gpus, budget = plan.gpus_per_replica, config.teacher.batch_tokens
+    if gpus > 1 and find_spec("accelerate") is None:
+        raise ConfigError(
+            f"teacher.gpus_per_replica: {gpus}: a teacher over several GPUs needs accelerate, "
+            "which is not installed; pip install 'xdray[spread]' on all nodes"
+        )
     return {
         "model": teacher,
         "task": task,

@@ -35,6 +35,7 @@ from xdray.workers import Ledger, PoolWorker, as_xdray_error, enter, last_line
 
 MAX_WINDOW = 20_000  # shards in one Ray Data job: the driver's memory, 1 ms each to hand over
 SILENT_SECONDS = 4 * 3600.0  # without one finished shard; a job that hangs ends then
+STARTS = 6  # of a group of workers that finds no room in ten minutes, or has no node left
 SETTINGS = {  # read by Ray when it is imported or started; what the user has set stays
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else under `uv run` every worker installs anew
@@ -57,10 +58,9 @@ def available(config: ClusterConfig) -> Resources:
     address, limits = os.environ.get("RAY_ADDRESS") or "local", config.max_resources or {}
     if address == "local":
         return machine_resources(config)
-    grows = {"CPU", "GPU"} <= limits.keys()
-    there = limits if grows else {**_ask(address), **limits}
-    source = "cluster.max_resources" if grows else f"the cluster at {address}"
-    return Resources(int(there.get("CPU", 0)), int(there.get("GPU", 0)), source, bool(limits))
+    if {"CPU", "GPU"} <= limits.keys():
+        return Resources(int(limits["CPU"]), int(limits["GPU"]), "cluster.max_resources", True)
+    return Resources.of_nodes(_ask(address), limits, f"the cluster at {address}")
 
 
 def plan_resources(config: Config, shards: int | None) -> ResourcePlan:
@@ -69,14 +69,13 @@ def plan_resources(config: Config, shards: int | None) -> ResourcePlan:
 
 
 @functools.cache
-def _ask(address: str) -> dict[str, float]:
-    """Ask a cluster once for its size, so that a run is planned the same throughout."""
+def _ask(address: str) -> Any:
+    """Ask a cluster once for its nodes, so that a run is planned the same throughout."""
     with Cluster(ClusterConfig.model_validate({})) as cluster:
         cluster.start()
         import ray
 
-        there: Any = ray.cluster_resources()
-        return there
+        return ray.nodes()
 
 
 class Cluster:
@@ -236,6 +235,7 @@ def _map(
         fn_constructor_kwargs={
             "worker_class": worker_class,
             "worker_kwargs": worker_kwargs,
+            "tries_of": lambda index: ray.get(ledger.tries.remote(index)),
             "count_try": lambda index: ray.get(ledger.begin.remote(index)),
             "count_end": ledger.end.remote,
             "folder": str(Path.cwd()),
@@ -301,7 +301,7 @@ def fit_on_workers(
             name=name,
             storage_path=where,
             storage_filesystem=system,
-            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            failure_config=ray.train.FailureConfig(max_failures, controller_failure_limit=STARTS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )

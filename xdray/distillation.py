@@ -112,6 +112,8 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
         threads=plan_resources(config, None).threads_per_worker,
     )
     rows = train(run, cluster, lesson, loop=finetune)
+    run.path("teacher.json").unlink(missing_ok=True)  # it vouches for an earlier one
+    run.send()
     save_finetuned(lesson.start, corpus.task, run.path("finetuning"), folder, fresh)
     run.write_json("teacher.json", {"key": key, "seconds": sum(row["seconds"] for row in rows)})
     return run.named("teacher")

@@ -16,6 +16,7 @@ from xdray.encoders import set_dropout
 from xdray.errors import ConfigError
 from xdray.learner import Learner, logits_of, model_inputs, quiet_transformers
 from xdray.stage_files import load_last
+from xdray.storage import to_disk
 from xdray.task import Task
 from xdray.tokens import load_tokenizer
 from xdray.weights import loading, model_folder, trusted
@@ -114,5 +115,7 @@ def save_finetuned(
     with quiet_transformers():
         learner.model.save_pretrained(partial)
         load_tokenizer(encoder).save_pretrained(partial)
+    for path in partial.iterdir():
+        to_disk(path)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

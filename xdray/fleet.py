@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from xdray.errors import ClusterError
-from xdray.resources import ResourcePlan, Resources
+from xdray.resources import ResourcePlan, Resources, selects
 
 CPUS_PER_GPU = 8  # of a node with GPUs, where nothing is said
 TYPE_LABEL = "ray.io/accelerator-type"
@@ -104,16 +104,6 @@ def seats(fleet: Sequence[Nodes], plan: ResourcePlan, at_once: bool) -> list[dic
 def unseen_labels(plan: ResourcePlan) -> list[str]:
     """Names of labels that are asked for, and of which --cluster says nothing."""
     return sorted({*plan.replica_labels, *plan.worker_labels} - {TYPE_LABEL})
-
-
-def selects(selector: str, value: str) -> bool:
-    """Whether a label selector of Ray's picks a value: L4, !L4, in(L4,A10G), !in(L4,A10G)."""
-    wanted = selector.removeprefix("!")
-    if wanted.startswith("in(") and wanted.endswith(")"):
-        names = [name.strip() for name in wanted[3:-1].split(",")]
-    else:
-        names = [wanted]
-    return (value in names) != selector.startswith("!")
 
 
 def _sit(fleet: Sequence[Nodes], free: list[list[tuple[int, int]]], asked: _Asked) -> list[int]:

@@ -7,6 +7,7 @@ lies at the URI itself (`RAY_FOLDER`) and is never copied.
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import json
@@ -141,10 +142,10 @@ def working_folder(folder: str) -> Iterator[tuple[Path, Mirror | None]]:
     if (path := local_path(folder)) is not None:
         yield path, None
         return
-    copy = _copies() / fingerprint(folder)
+    copy = _copies() / fingerprint(folder.rstrip("/"))
     copy.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{copy}.lock").open("w") as lock:
-        _take(lock, folder)
+        take_alone(lock, folder)
         _check_listing(folder)
         mirror = Mirror(folder, str(copy), uuid.uuid4().hex)
         mirror.fetch()
@@ -194,14 +195,21 @@ def _check_listing(uri: str) -> None:
         )
 
 
-def _take(lock: IO[str], folder: str) -> None:
+def take_alone(lock: IO[str], folder: str) -> None:
+    """Hold a run folder's lock as long as the file is open. Raises ConfigError where another does.
+
+    A file system without locks goes unlocked.
+    """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ConfigError(
-            f"run.folder: {folder} is being worked on by another process of this machine; wait "
-            "for it, or name another folder"
+            f"run.folder: {folder} is being worked on by another process; wait for it, or name "
+            "another folder"
         ) from error
+    except OSError as error:
+        if error.errno not in {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}:
+            raise
 
 
 def _copy_out(path: Path, uri: str) -> None:

@@ -8,7 +8,7 @@ run is refused here with the arithmetic, since Ray would wait for it for ever.
 import dataclasses
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,15 @@ THIS_MACHINE = "this machine"
 
 
 @dataclasses.dataclass(frozen=True)
+class Node:
+    """A node of a cluster that stands already."""
+
+    cpus: int
+    gpus: int
+    labels: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Resources:
     """What can be given; `source` says who says so."""
 
@@ -31,6 +40,29 @@ class Resources:
     source: str
     grows: bool = False
     """Nodes come when they are asked for."""
+    nodes: tuple[Node, ...] = ()
+    """Where they are known one by one: what no node of them has room for is refused."""
+
+    @classmethod
+    def of_nodes(
+        cls, told: Sequence[Mapping[str, Any]], limits: Mapping[str, float], source: str
+    ) -> "Resources":
+        """Return those of a cluster as `ray.nodes()` tells of it.
+
+        limits: what it can become of a kind; then its nodes of today say nothing.
+        """
+        nodes = tuple(
+            Node(
+                int(node["Resources"].get("CPU", 0)),
+                int(node["Resources"].get("GPU", 0)),
+                dict(node.get("Labels") or {}),
+            )
+            for node in told
+            if node["Alive"]
+        )
+        cpus = limits.get("CPU", sum(node.cpus for node in nodes))
+        gpus = limits.get("GPU", sum(node.gpus for node in nodes))
+        return cls(int(cpus), int(gpus), source, bool(limits), () if limits else nodes)
 
     @property
     def logical_cpus(self) -> int:
@@ -60,8 +92,10 @@ class ResourcePlan:
     worker_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, for the report."""
-        return dataclasses.asdict(self)
+        """Return plain values, for the report; of nodes, their number."""
+        found = dataclasses.asdict(self)
+        found["available"]["nodes"] = len(self.available.nodes)
+        return found
 
 
 def machine_resources(config: ClusterConfig) -> Resources:
@@ -93,6 +127,42 @@ def check_address(address: str) -> None:
         ) from error
 
 
+def selects(selector: str, value: str) -> bool:
+    """Whether a label selector of Ray's picks a value: L4, !L4, in(L4,A10G), !in(L4,A10G)."""
+    wanted = selector.removeprefix("!")
+    if wanted.startswith("in(") and wanted.endswith(")"):
+        names = [name.strip() for name in wanted[3:-1].split(",")]
+    else:
+        names = [wanted]
+    return (value in names) != selector.startswith("!")
+
+
+def _seats(there: Resources, gpus: int, labels: Mapping[str, str]) -> int:
+    """How many processes of one CPU and so many GPUs nodes with these labels hold."""
+    if not there.nodes:
+        return there.gpus // gpus if gpus else there.logical_cpus
+    return sum(
+        min(node.cpus, node.gpus // gpus) if gpus else node.cpus
+        for node in there.nodes
+        if all(selects(wanted, node.labels.get(name, "")) for name, wanted in labels.items())
+    )
+
+
+def _check_seats(
+    field: str, process: str, count: int, gpus: int, labels: Mapping[str, str], there: Resources
+) -> None:
+    """Refuse what no node has room for, or no node with these labels: Ray would wait for it."""
+    seats = _seats(there, gpus, labels)
+    if not there.nodes or count <= seats:
+        return
+    on = f" on nodes with {', '.join(f'{k}: {v}' for k, v in labels.items())}" if labels else ""
+    raise ClusterError(
+        f"{field}: {count} {process}(s), each of 1 CPU and {gpus} GPU(s) of one node{on}: the "
+        f"nodes of {there.source} hold {seats}; lower their number or teacher.gpus_per_replica, "
+        "correct the labels, or add nodes"
+    )
+
+
 def _visible_gpus(devices: Path) -> int:
     """Count NVIDIA's device files, at most as many as CUDA_VISIBLE_DEVICES names."""
     count = sum(path.name[6:].isdigit() for path in devices.glob("nvidia*"))
@@ -111,15 +181,18 @@ def fit_plan(config: Config, shards: int | None, there: Resources) -> ResourcePl
     """
     at_once = config.targets.delivery == "streamed"
     spans = config.teacher.gpus_per_replica if there.gpus else 0
-    least_workers, workers = _range(config.training.workers, there.gpus or there.cpus)
+    teachers, trainers = config.cluster.teacher_labels, config.cluster.training_labels
+    training_seats = min(there.gpus or there.cpus, _seats(there, min(1, there.gpus), trainers))
+    least_workers, workers = _range(config.training.workers, training_seats)
     if config.training.workers == "auto":
-        workers = there.gpus if there.gpus > 1 else 0
+        workers = max(training_seats, int(bool(trainers))) if there.gpus > 1 else 0
         if at_once and workers:
             workers = max(1, there.gpus // STREAM_SHARE)
         least_workers = workers
     beside = workers if at_once else 0
     threads = config.cluster.threads or MAX_THREADS
     room = (there.gpus - beside) // spans if spans else there.logical_cpus - READER_CPUS - beside
+    room = min(room, _seats(there, spans, teachers))
     least, replicas = _range(config.teacher.replicas, room)
     if config.teacher.replicas == "auto":
         wanted = room if spans else there.cpus // threads - beside
@@ -132,6 +205,10 @@ def fit_plan(config: Config, shards: int | None, there: Resources) -> ResourcePl
         _check("teacher.replicas", "actor", least, spans, READER_CPUS, there)
         _check("training.workers", "worker", least_workers, min(1, there.gpus), 0, there)
         replicas = max(1, min(replicas, replicas if shards is None else shards))
+
+    _check_seats("teacher.replicas", "actor", max(1, least), spans, teachers, there)
+    gpus = min(1, there.gpus)
+    _check_seats("training.workers", "worker", least_workers, gpus, trainers, there)
 
     def threads_of(processes: int) -> int:
         shared_out = max(1, there.cpus // max(1, processes))
@@ -151,8 +228,8 @@ def fit_plan(config: Config, shards: int | None, there: Resources) -> ResourcePl
         available=there,
         least_replicas=min(least, replicas),
         least_workers=least_workers,
-        replica_labels=config.cluster.teacher_labels,
-        worker_labels=config.cluster.training_labels,
+        replica_labels=teachers,
+        worker_labels=trainers,
     )
 
 

@@ -1,7 +1,6 @@
 """A run is a folder: opened, refused when it is of another config, found done."""
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from xdray.config import Config
 from xdray.configfile import changed_fields, dump_config, load_config
 from xdray.console import Console
 from xdray.errors import ConfigError, XdrayError
-from xdray.mirror import CONFIG, STATE, Mirror, working_folder
+from xdray.mirror import CONFIG, LAST, STATE, Mirror, take_alone, working_folder
 from xdray.redaction import redacted
 from xdray.storage import (
     delete_tree,
@@ -35,7 +34,9 @@ HOW_NOT_WHAT = (
 )
 """Fields that decide how a run is done, not what comes out: they may change between two calls."""
 
-NO_RESULTS = {"config.yaml", "log.txt", "remembered.json", STATE}
+LOCK = ".lock"
+"""In every run folder, held by the process that works on it."""
+NO_RESULTS = {"config.yaml", "log.txt", "remembered.json", STATE, LOCK}
 """What lies in the folder of a run that was refused before it made anything."""
 
 
@@ -105,13 +106,17 @@ def open_run(config: Config, fresh: bool) -> Iterator[Run]:
             f"cluster.fleet (--cluster): {config.cluster.fleet} is a cluster to plan for, expected "
             "with --plan alone; leave it out, and set RAY_ADDRESS to run on a cluster"
         )
-    with working_folder(config.run.folder) as (folder, mirror):
-        if _is_claimed(config, folder, fresh):
-            _delete(folder, mirror)
+    with contextlib.ExitStack() as stack:
+        folder, mirror = stack.enter_context(working_folder(config.run.folder))
+        claimed = _is_claimed(config, folder, fresh)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / LOCK).open("w"))
         except OSError as error:
             raise ConfigError(f"run.folder: {folder} cannot be made: {error}") from error
+        take_alone(lock, config.run.folder)
+        if claimed:
+            _delete(folder, mirror)
         write_bytes_atomic(str(folder / CONFIG), dump_config(config).encode())
         try:
             with Console(folder / "log.txt") as console:
@@ -125,11 +130,15 @@ def open_run(config: Config, fresh: bool) -> Iterator[Run]:
 
 
 def _delete(folder: Path, mirror: Mirror | None) -> None:
-    """Delete a run, its config last: what a kill leaves is still known as one."""
-    for place in filter(None, [mirror and mirror.uri, str(folder)]):
-        for name in sorted(list_folder(place), key=CONFIG.__eq__):
+    """Delete a run: what says that it is done first, its config last.
+
+    What a kill leaves is still known as a run, and not as one that is done.
+    """
+    here = [entry.name for entry in folder.iterdir() if entry.name != LOCK]  # and unfinished files
+    there = {mirror.uri: list_folder(mirror.uri)} if mirror is not None else {}
+    for place, names in (there | {str(folder): here}).items():
+        for name in sorted(names, key=lambda its: (its not in LAST, its == CONFIG)):
             delete_tree(join(place, name))
-    shutil.rmtree(folder)
 
 
 def _is_claimed(config: Config, folder: Path, fresh: bool) -> bool:
@@ -139,11 +148,15 @@ def _is_claimed(config: Config, folder: Path, fresh: bool) -> bool:
         old = _config_of_run(saved)
         if fresh:
             return True
-        if {entry.name for entry in folder.iterdir()} - NO_RESULTS:
-            _refuse_changes(old, config)
-        else:
+        changes = _changes(old, config)
+        if changes and set(list_folder(str(folder))) - NO_RESULTS:
+            raise ConfigError(
+                f"{config.run.folder}: a run of another config: {'; '.join(changes)}; name another "
+                "run.folder, or give --fresh to delete this run"
+            )
+        if changes:
             (folder / "remembered.json").unlink(missing_ok=True)
-    elif folder.is_dir() and any(entry.name != STATE for entry in folder.iterdir()):
+    elif set(list_folder(str(folder))) - {STATE, LOCK}:
         raise ConfigError(
             f"run.folder: {config.run.folder} has files but no config.yaml, so it is no run "
             "folder; name another folder, or empty this one"
@@ -164,10 +177,5 @@ def _config_of_run(saved: Path) -> Config:
         ) from error
 
 
-def _refuse_changes(old: Config, new: Config) -> None:
-    changes = [c for c in changed_fields(old, new) if not c.startswith(HOW_NOT_WHAT)]
-    if changes:
-        raise ConfigError(
-            f"{new.run.folder}: a run of another config: {'; '.join(changes)}; name another "
-            "run.folder, or give --fresh to delete this run"
-        )
+def _changes(old: Config, new: Config) -> list[str]:
+    return [c for c in changed_fields(old, new) if not c.startswith(HOW_NOT_WHAT)]

@@ -1,7 +1,6 @@
 """A student's folder on disk: written whole, read again, and compared with what is in memory."""
 
 import copy
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xdray.errors import ExportError
 from xdray.learner import logits_of, quiet_transformers
+from xdray.storage import to_disk
 from xdray.student import Student
 from xdray.weights import loading
 
@@ -44,8 +44,7 @@ def save_student(
         if card is not None:
             (unfinished / "README.md").write_text(card, encoding="utf-8")
         for path in unfinished.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            to_disk(path)
         _put_in_place(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

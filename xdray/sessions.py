@@ -6,13 +6,13 @@
 import contextlib
 import dataclasses
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from xdray.storage import to_disk
 from xdray.watching import Meters
 
 if TYPE_CHECKING:  # imported where there are several ranks
@@ -112,10 +112,10 @@ class LocalSession:
         draft.mkdir(parents=True)
         write(draft)
         for path in (*draft.rglob("*"), draft):
-            _to_disk(path)
+            to_disk(path)
         number = int(old[-1].name.removeprefix("checkpoint-")) + 1 if old else 1
         draft.rename(draft.with_name(f"checkpoint-{number:08}"))
-        _to_disk(draft.parent)
+        to_disk(draft.parent)
         for folder in old:
             shutil.rmtree(folder)
 
@@ -168,12 +168,3 @@ class RaySession:
 def draft_name(run_folder: str) -> str:
     """How the names of the temporary folders begin where a run's checkpoints are written."""
     return f"xdray-checkpoint-{hashlib.blake2b(run_folder.encode(), digest_size=8).hexdigest()}-"
-
-
-def _to_disk(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

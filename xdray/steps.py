@@ -86,8 +86,8 @@ class Stepper:
         weights = torch.tensor([term.weight for term in terms], device=session.device)
         weights = weights / self.variances
         scale = weights / counts.clamp(min=1)
-        torch.manual_seed(seed)
         while True:
+            torch.manual_seed(seed)
             passes = [its for batches in window for its in _in_parts(batches, self.parts)]
             sums, short = self._backward(passes, scale)
             if not self._exchange(passes, sums, short):
@@ -206,12 +206,19 @@ class Stepper:
 
     def state(self) -> dict[str, Any]:
         """What a resumable checkpoint holds of it."""
-        return {"sums": self.sums, "optimiser": self.optimiser.state_dict()}
+        return {
+            "sums": self.sums,
+            "checked": self._checked,
+            "rate": self.rate,
+            "parts": self.parts,
+            "optimiser": self.optimiser.state_dict(),
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.sums.copy_(state["sums"])
-        self._checked.copy_(state["sums"])
+        self._checked.copy_(state["checked"])
+        self.rate, self.parts = state["rate"], state["parts"]
         self.optimiser.load_state_dict(state["optimiser"])
 
     def _counts(self, window: Sequence[Mapping[str, Batch]]) -> Tensor:

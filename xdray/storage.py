@@ -296,3 +296,12 @@ def _unwritable(uri: str, needed: int, error: OSError) -> ClusterError:
             "make room and run the same command again, what was finished stays"
         )
     return ClusterError(f"{uri}: cannot be written: {error}; name a place that can be")
+
+
+def to_disk(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

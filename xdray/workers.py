@@ -1,5 +1,6 @@
 """What runs in the processes of a pool, and what must come home from them; Ray is handed in."""
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -30,6 +31,10 @@ class Ledger:
         self._tries: dict[int, int] = {}
         self._error: XdrayError | None = None
 
+    def tries(self, index: int) -> int:
+        """Tries of an item so far."""
+        return self._tries.get(index, 0)
+
     def begin(self, index: int) -> int:
         """Count a try of an item; return which one it is, from 1."""
         self._tries[index] = self._tries.get(index, 0) + 1
@@ -48,6 +53,31 @@ class Ledger:
         return self._error
 
 
+class Turns:
+    """Lets threads work side by side, but one that asks for it alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._working, self._asking, self._is_alone = 0, 0, False
+
+    @contextlib.contextmanager
+    def take(self, alone: bool) -> Iterator[None]:
+        """Work in the block; others wait as long as one is alone, or asks for it."""
+        with self._changed:
+            self._asking += alone
+            self._changed.wait_for(
+                lambda: not self._is_alone and not (self._working if alone else self._asking)
+            )
+            self._asking -= alone
+            self._working, self._is_alone = self._working + 1, alone
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._working, self._is_alone = self._working - 1, False
+                self._changed.notify_all()
+
+
 class PoolWorker:
     """One actor of a pool: a row with an item in, a row with its receipt or its error out.
 
@@ -59,16 +89,17 @@ class PoolWorker:
         self,
         worker_class: Callable[..., Callable[[Any], Any]],
         worker_kwargs: dict[str, Any],
+        tries_of: Callable[[int], int],
         count_try: Callable[[int], int],
         count_end: Callable[[int], object],
         folder: str,
         logs: str,
     ) -> None:
-        self._count_try, self._count_end = count_try, count_end
+        self._tries_of, self._count_try, self._count_end = tries_of, count_try, count_end
         self._name, self._logs = worker_class.__name__, logs
         # built on the first item, since Ray would restart for ever an actor that dies at its start
         self._worker = functools.cache(lambda: worker_class(**worker_kwargs))
-        self._building = threading.Lock()
+        self._building, self._turns = threading.Lock(), Turns()
         enter(folder)
 
     def __call__(self, batch: "pa.Table") -> "pa.Table":
@@ -76,7 +107,9 @@ class PoolWorker:
         import pyarrow as pa
 
         index, item = pickle.loads(batch["item"][0].as_py())
-        receipt = pickle.dumps(self._receipt(index, item))
+        again = self._tries_of(index) > 0
+        with self._turns.take(alone=again):  # so that no other item dies of one that kills
+            receipt = pickle.dumps(self._receipt(index, item))
         return pa.table({"receipt": pa.array([receipt], pa.large_binary())})
 
     def _receipt(self, index: int, item: Any) -> Any:
