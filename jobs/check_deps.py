@@ -32,25 +32,29 @@ def main() -> int:
     """Print what is wrong, a line each; returns the exit status."""
     conflicts = run("pip", "check")
     found = conflicts.stdout.splitlines() if conflicts.returncode else []
-    audited, packages, tried = 0, 0, []
+    audited, packages, tried, skipped = 0, 0, [], []
     for source in ("pypi", "osv"):
         options = f"--vulnerability-service {source} --format json --progress-spinner off"
         answer = run("pip_audit", "--skip-editable", *options.split())
         try:
             dependencies = json.loads(answer.stdout)["dependencies"]
-        except ValueError:
+            packages, (audited, advisories) = len(dependencies), judge(dependencies)
+        except (ValueError, LookupError, TypeError):
             last = (answer.stderr.strip() or "no answer").splitlines()[-1]
             tried.append(f"{source}: {last:.200}")
             continue
-        packages, (audited, advisories) = len(dependencies), judge(dependencies)
         if audited:
             found += advisories
+            skipped = [f"{its['name']}" for its in dependencies if "skip_reason" in its]
             break
         tried.append(f"{source}: knows none of {packages} packages")
     print(*found, sep="\n", end="\n" if found else "")
     if not audited:
         print(f"check-deps: NOT audited, no advisory source answered ({'; '.join(tried)})")
+    if skipped:
+        print(f"check-deps: not looked at: {', '.join(skipped)}")
     line = {"job": "check_deps", "audited": audited, "packages": packages, "findings": found}
+    line["skipped"] = skipped
     print(json.dumps({**line, "status": "done" if audited and not found else "failed"}))
     return 1 if found else 0 if audited else 2
 

@@ -1,6 +1,8 @@
 """jobs/check_deps.py: what of a report of pip-audit (2.10) counts as audited, and as found."""
 
 import importlib.util
+import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,21 @@ def test_packages_that_no_source_knows_are_not_audited():
         {"name": "a", "skip_reason": "Dependency not found on PyPI and could not be audited"}
     ]
     assert _job().judge(skipped) == (0, [])
+
+
+def test_what_no_source_looked_at_is_named(monkeypatch, capsys):
+    job = _job()
+    told = [{"name": "a", "version": "1", "vulns": []}, {"name": "torch", "skip_reason": "+cpu"}]
+    answers = iter(["", "{}", json.dumps({"dependencies": told})])
+
+    def run(*module):
+        return subprocess.CompletedProcess(module, 0, next(answers), "")
+
+    monkeypatch.setattr(job, "run", run)
+    assert job.main() == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "check-deps: not looked at: torch"
+    assert json.loads(printed[-1])["skipped"] == ["torch"]
 
 
 def test_each_advisory_is_a_finding_with_the_release_that_mends_it():

@@ -35,6 +35,11 @@ MakeConfig = Callable[..., Config]
         (f"abfs://c/x?sig={SECRET}", "abfs://c/x?sig=REDACTED"),
         ("got hf_abcdefghijklmnopqrstuvwxyzABCDEF", "got REDACTED"),
         ("id AKIAIOSFODNN7EXAMPLE is", "id REDACTED is"),
+        (f"got hf_oauth_{SECRET}.", "got REDACTED"),
+        (f"x#access_token={SECRET}&b=1", "x#access_token=REDACTED&b=1"),
+        (f"AWS_SECRET_ACCESS_KEY={SECRET} x", "AWS_SECRET_ACCESS_KEY=REDACTED x"),
+        ("abfs://container@account.dfs.x/y", "abfs://container@account.dfs.x/y"),
+        (f"abfs://c:{SECRET}@x/y", "abfs://REDACTED@x/y"),
     ],
 )
 def test_a_secret_is_hidden_and_the_rest_stays(text: str, expected: str) -> None:

@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace, started: float) -> int:
     except SystemExit:  # also from Ray's handler, while Ray starts
         message = "stopped by SIGTERM; the same command continues"
         return _failed(args, started, "Interrupted", message, SIGTERM_STATUS)
-    except Exception as error:  # a fault of ours: all of it on stderr, and a last line still
+    except BaseException as error:  # a fault of ours: all of it on stderr, and a last line still
         print(redact(traceback.format_exc()), file=sys.stderr, end="")
         return _failed(args, started, type(error).__name__, " ".join(str(error).split()), 1)
     print(json.dumps(redacted({"job": args.verb, "status": "done", **result})))

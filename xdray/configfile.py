@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, SequenceNode
 
 from xdray.config import Config
 from xdray.config_data import Section, TransferConfig
@@ -110,11 +111,26 @@ def _parse(text: str, where: str) -> Any:
             raise ValueError(f"more than {MOST:,} characters")
         if max(itertools.accumulate(map(_BRACKETS.__getitem__, text)), default=0) > DEEPEST:
             raise ValueError(f"more than {DEEPEST} brackets inside one another")  # read for seconds
+        _refuse_merges(YAML(typ="safe", pure=True).compose(text))
         values = YAML(typ="safe", pure=True).load(text)
         return _plain(values, 0, itertools.count())
     except (YAMLError, *FROM_YAML) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{where}: not a config in YAML: {reason:.300}") from error
+
+
+def _refuse_merges(root: Any) -> None:
+    """Raise ValueError for a merge key: a few of them in one another write out without end."""
+    seen, nodes = set[int](), [root]
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen or not isinstance(node, MappingNode | SequenceNode):
+            continue
+        seen.add(id(node))
+        for its in node.value:
+            nodes += its if isinstance(node, MappingNode) else [its]
+            if isinstance(node, MappingNode) and its[0].tag == "tag:yaml.org,2002:merge":
+                raise ValueError("a merge key (<<); write the fields out")
 
 
 def _plain(value: Any, depth: int, count: Iterator[int]) -> Any:

@@ -29,7 +29,7 @@ from xdray.learning import (
 from xdray.lessons import Lesson, lesson_base
 from xdray.planning import make_plan
 from xdray.recipes import finetune_stage, label_stage, plan_stages
-from xdray.report import loading_example, model_card, summary_table, write_report
+from xdray.report import is_whole, loading_example, model_card, summary_table, write_report
 from xdray.runs import Run, open_run
 from xdray.saving import check_saved, load_student, save_student
 from xdray.scoring import score_model
@@ -53,6 +53,11 @@ def distill(config: Config, *, fresh: bool = False) -> Report:
     started = time.monotonic()
     with open_run(config, fresh) as run, Cluster(config.cluster) as cluster:
         report = run.read_json("report.json", "status", "stages", "evaluation")
+        if report is not None and not is_whole(report):
+            raise ConfigError(
+                f"{run.named('report.json')}: damaged, or of something else, expected the report "
+                "of a finished run; delete it and run the same command again"
+            )
         if report is not None:
             run.console.say(f"{run.place}: this run is done; --fresh does it again")
             return report

@@ -12,6 +12,7 @@ from xdray.strict_json import parse_json
 
 MOST = 1 << 40
 """More than any model has of anything."""
+MOST_LAYERS = 1_000
 POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"}
 
 
@@ -82,7 +83,9 @@ def read_header(name: str) -> ModelHeader:
         model=name,
         model_type=values["model_type"],
         width=width,
-        num_layers=_first(values, path, "num_hidden_layers", "n_layers", "num_layers"),
+        num_layers=_first(
+            values, path, "num_hidden_layers", "n_layers", "num_layers", most=MOST_LAYERS
+        ),
         num_heads=_first(values, path, "num_attention_heads", "n_heads", default=0),
         intermediate=_first(values, path, "intermediate_size", "hidden_dim", default=0),
         embedding_width=_first(values, path, "embedding_size", default=width),
@@ -116,8 +119,8 @@ def _tags(labels: Any, path: Path) -> tuple[str, ...]:
     """Labels in the order of their ids."""
     known = isinstance(labels, dict) and all(isinstance(tag, str) for tag in labels.values())
     ids = [key for key in labels if key.isdecimal() and len(key) < 10] if known else []
-    if not known or len(ids) < len(labels) or len({*map(int, ids)}) < len(ids):
-        raise ConfigError(f"{path}: id2label is {labels!r:.60}, expected a text for each id")
+    if not known or len(ids) < len(labels) or {*map(int, ids)} != {*range(len(ids))}:
+        raise ConfigError(f"{path}: id2label is {labels!r:.60}, expected a text for each id from 0")
     return tuple(labels[key] for key in sorted(ids, key=int))
 
 
@@ -149,13 +152,15 @@ def _config_file(name: str) -> Path:
         ) from error
 
 
-def _first(values: dict[str, Any], path: Path, *names: str, default: int | None = None) -> int:
+def _first(
+    values: dict[str, Any], path: Path, *names: str, default: int | None = None, most: int = MOST
+) -> int:
     """Return the number under the first name that is there, not null and not 0."""
     name = next((name for name in names if values.get(name)), None)
     if name is None and default is not None:
         return default
     found = values.get(name or names[0])
-    if type(found) is not int or not 0 < found < MOST:
+    if type(found) is not int or not 0 < found <= most:
         there = f"{name} is {found!r:.60}" if name else f"none of {', '.join(names)} is there"
         raise ConfigError(f"{path}: {there}, expected a number, as an encoder's config has")
     return found

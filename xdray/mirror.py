@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -123,7 +124,11 @@ class Mirror:
 
     def _state(self) -> dict[str, list[int]]:
         path = Path(self.folder, STATE)
-        return json.loads(path.read_text()) if path.is_file() else {}
+        try:
+            found = json.loads(path.read_text()) if path.is_file() else {}
+        except ValueError:  # cut off by a loss of power: all is fetched, or sent, again
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _keep(self, state: dict[str, Any]) -> None:
         path = Path(self.folder, STATE)
@@ -177,7 +182,16 @@ def fetched(uri: str) -> Path:
 
 
 def _copies() -> Path:
-    return Path(tempfile.gettempdir(), f"xdray-{os.getuid()}")
+    """Folder of this user's copies, which nobody else may have made or may write to."""
+    folder = Path(tempfile.gettempdir(), f"xdray-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    facts = folder.lstat()
+    if facts.st_uid != os.getuid() or not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o022:
+        raise ClusterError(
+            f"{folder}: not a folder that only this user writes to, expected one for copies of "
+            "what lies at URIs; remove it, or set TMPDIR"
+        )
+    return folder
 
 
 def _check_listing(uri: str) -> None:

@@ -171,13 +171,15 @@ def _glob(system: pafs.FileSystem, info: pafs.FileInfo, patterns: list[str]) -> 
         yield info.path
     if not patterns or info.type != pafs.FileType.Directory:
         return
-    anywhere = patterns[0] == "**"
+    anywhere, is_local = patterns[0] == "**", isinstance(system, pafs.LocalFileSystem)
     if anywhere:
         yield from _glob(system, info, patterns[1:])
     for child in system.get_file_info(pafs.FileSelector(info.path)):
         hidden = child.base_name.startswith(".") and not patterns[0].startswith(".")
         if fnmatchcase(child.base_name, patterns[0]) and not hidden:
             deeper = anywhere and child.type == pafs.FileType.Directory
+            if deeper and is_local and Path(child.path).is_symlink():
+                continue  # it may lead back up
             yield from _glob(system, child, patterns if deeper else patterns[1:])
 
 
@@ -217,7 +219,7 @@ def _decode(place: Place, raw: bytes, position: int, number: int) -> str:
     if not position:
         line = line.removeprefix("\ufeff")
     line = line.removesuffix("\r")
-    if place.format in SEPARATED and "\r" in line:
+    if "\r" in line and (place.format in SEPARATED or (place.format == "text" and not position)):
         raise CorpusError(
             f"{place}:{number}: a carriage return within a line, expected lines that end in "
             "a line feed; convert the file's line ends"

@@ -156,10 +156,13 @@ def _tokens_per_sentence(config: Config, header: ModelHeader, sample: list[str])
         return sum(min(longest, 2 + 1.4 * len(text.split())) for text in sample) / len(sample)
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    encoded = tokenizer.encode_batch(sample)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        encoded = tokenizer.encode_batch(sample)
+    except Exception as error:  # of no kind of its own
+        raise ConfigError(f"{path}: no tokenizer can be loaded from it: {error!s:.200}") from error
     return sum(min(longest, len(tokens.ids)) for tokens in encoded) / len(sample)
 
 

@@ -20,17 +20,18 @@ from xdray.config_cluster import ClusterConfig
 from xdray.config_data import SourceConfig, TransferConfig
 from xdray.console import Console
 from xdray.corpus import Sentence, Shard, plan_transfer, read_shard
-from xdray.errors import ConfigError
+from xdray.errors import ConfigError, ExportError
 from xdray.forwarding import predict_logits
 from xdray.header import absolute_model, read_header, resolve_model
 from xdray.kinds import task_class
-from xdray.labels import LabelSet
+from xdray.labels import LabelSet, tag_set
 from xdray.learner import logits_of, mean_state, model_inputs
 from xdray.resources import pool_plan
 from xdray.runtimes import check_runtime, load_runtime
 from xdray.task import Task
 from xdray.tokenised import Tokens
 from xdray.tokens import load_tokenizer, pad_id_of
+from xdray.words import WORD_RULES
 
 BATCH_TOKENS = 4096
 """Tokens of a forward pass, padding included."""
@@ -70,7 +71,10 @@ class Predictor:
             output = self.model(**{k: v.to(self.device) for k, v in inputs.items()})
             return logits_of(output) if has_head else mean_state(output, mask.to(self.device))
 
-        return predict_logits(forward, tokens, BATCH_TOKENS, pad_id_of(self.tokenizer), width)
+        logits = predict_logits(forward, tokens, BATCH_TOKENS, pad_id_of(self.tokenizer), width)
+        if not np.isfinite(logits).all():
+            raise ExportError("the model's scores are not finite; its weights are damaged")
+        return logits
 
 
 def predict_files(
@@ -154,13 +158,21 @@ def task_of_model(model: str) -> Task:
     found = task_class(kind)
     several = values.get("problem_type") == "multi_label_classification"
     settings = TaskConfig(kind=kind, multi_label=several)
-    labels = LabelSet(header.tags) if found.named_labels else found.given_labels(settings)
+    labels = found.given_labels(settings)
+    if found.named_labels:
+        labels = tag_set(header.tags) if kind == "tagging" else LabelSet(header.tags)
+    rule, longest = values.get("word_rule", "punctuation"), load_tokenizer(model).model_max_length
+    if rule not in WORD_RULES or not isinstance(longest, int | float) or longest < 1:
+        raise ConfigError(
+            f"{model}: its word_rule is {rule!r:.60}, its model_max_length {longest!r:.60}; "
+            f"expected one of {', '.join(WORD_RULES)}, and a number of tokens"
+        )
     task = found(
         labels=labels,
         metric=next(iter(found.metrics)),
         settings=settings,
-        word_rule=values.get("word_rule", "punctuation"),
-        max_length=int(min(load_tokenizer(model).model_max_length, header.max_positions or 512)),
+        word_rule=rule,
+        max_length=int(min(longest, header.max_positions or 512)),
         scheme="IOB2",
     )
     return task.as_saved(values)
@@ -168,7 +180,8 @@ def task_of_model(model: str) -> Task:
 
 def _kind_of(values: Mapping[str, Any]) -> str:
     """Kind of task of a model that xdray has not saved, by its head."""
-    name = next(iter(values.get("architectures") or []), "no architecture")
+    names = values.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else "no architecture"
     if name.endswith("Model"):
         return "encoding"
     heads = {

@@ -30,6 +30,7 @@ from xdray.strict_json import parse_json
 from xdray.windows import Windows
 
 BATCH_ROWS = 2048
+MOST_LANGUAGE = 64
 NO_COLUMNS = {"text", "conll", "tsv"}
 PREFIXED_TAG = re.compile(r"([^:\s]+):(O|[BIES]-.+)")
 
@@ -322,7 +323,7 @@ def _values(
         if not isinstance(value, list):
             found = f"{where}: '{columns.gold}' is {value!r:.60}"
             raise CorpusError(f"{found}, expected a list of tags")
-    if language is not None and not isinstance(language, str):
+    if language is not None and (not isinstance(language, str) or len(language) > MOST_LANGUAGE):
         raise CorpusError(f"{where}: language is {language!r:.60}, expected a code such as 'en'")
     return content, value, language, None if row_id is None else str(row_id)
 

@@ -82,6 +82,14 @@ def summary(report: Mapping[str, Any]) -> dict[str, Any]:
     return line
 
 
+def is_whole(report: Mapping[str, Any]) -> bool:
+    """Whether a file says what the report of a finished run does."""
+    try:
+        return report["status"] == "done" and bool(summary(report)["stages"])
+    except (LookupError, TypeError, AttributeError):
+        return False
+
+
 def _without_details(system: dict[str, Any]) -> dict[str, Any]:
     """A system's entry with the figures of whole splits only."""
     scores = {

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xdray.errors import ExportError
@@ -70,7 +69,7 @@ def load_student(folder: str | Path, model_class: str) -> PreTrainedModel:
             model, found = getattr(transformers, model_class).from_pretrained(
                 folder, local_files_only=True, output_loading_info=True, **loading()
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # over a damaged config.json transformers raises a dozen kinds
         reason = " ".join(str(error).split())
         raise ExportError(f"{folder}: no student can be loaded from it: {reason}") from error
     if found["missing_keys"]:

@@ -21,7 +21,7 @@ COSTS = ("parameters", "embedding_parameters", "bytes", "latency_ms", "latency_m
 
 def write_search_report(folder: Path, report: Report, trials: Trials) -> Path:
     """Write the tables, plots/*.svg and report.html, which needs no other file; return its path."""
-    report = redacted(report)
+    report, trials = redacted(report), redacted(trials)
     rows = trial_table(trials)
     pq.write_table(rows, folder / "trials.parquet")
     pyarrow.csv.write_csv(rows, folder / "trials.csv")

@@ -13,6 +13,7 @@ from xdray.config import Config
 from xdray.config_search import RangeConfig
 from xdray.configfile import with_fields
 from xdray.errors import ConfigError
+from xdray.redaction import redacted
 from xdray.storage import fingerprint
 
 Fields = dict[str, Any]
@@ -115,7 +116,12 @@ def space_of(config: Config) -> Space:
     """Return the space that a config asks for. Raises ConfigError for a field of no student."""
     if config.search is None:
         raise ConfigError("the config has no section `search`; name its space")
-    for name in config.search.space:
+    for name, its in config.search.space.items():
+        if isinstance(its, list) and redacted(its) != its:
+            raise ConfigError(
+                f"search.space: '{name}' holds a secret, which the files of trials would tell; "
+                "name it by the environment, or by a place that asks for none"
+            )
         if not name.startswith(SEARCHED) or name in FIXED:
             raise ConfigError(
                 f"search.space: '{name}' cannot vary between trials, which share text, teacher and "

@@ -91,7 +91,13 @@ def file_facts(uri: str) -> dict[str, tuple[int, int | None]]:
     start = len(file_system(uri)[1].rstrip("/")) + 1
     infos = folder_infos(uri, recursive=True)
     files = sorted((info for info in infos if info.is_file), key=lambda info: info.path)
-    return {info.path[start:]: (info.size, info.mtime_ns) for info in files}
+    found = {info.path[start:]: (info.size, info.mtime_ns) for info in files}
+    for name in found:  # whoever names an object so would have it written elsewhere
+        if not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise ClusterError(
+                f"{uri}: holds an object {name!r:.200}, expected names below the folder; delete it"
+            )
+    return found
 
 
 def is_temporary(name: str) -> bool:

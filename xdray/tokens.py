@@ -61,7 +61,11 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerFast":
             tokenizer = AutoTokenizer.from_pretrained(
                 path, trust_remote_code=code, add_prefix_space=True
             )
-    except Exception as error:  # tokenizers raises bare Exception on a damaged file
+        if isinstance(tokenizer, PreTrainedTokenizerFast):
+            tokenizer.backend_tokenizer.encode_batch([" ".join(PROBES), "\U0001f600\u0f00"])
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises Exception, or panics, on a damaged file
         is_absent = path.startswith((".", "/", "~")) and not Path(path).exists()
         reason = "no such folder" if is_absent else " ".join(str(error).split()).rstrip(".")
         raise ConfigError(

@@ -102,7 +102,7 @@ class Course:
 
 def start_key(config: Config) -> str:
     """Name what two trials must have alike to start from the same files."""
-    return "-".join(map(str, start_fields(config.student))).replace("/", "_")
+    return fingerprint(list(map(str, start_fields(config.student))))
 
 
 def shape_key(config: Config) -> str:

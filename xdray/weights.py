@@ -13,10 +13,13 @@ from typing import Any
 from xdray.errors import ConfigError
 from xdray.header import config_values, resolve_model
 from xdray.storage import fingerprint_files
+from xdray.strict_json import parse_json
 
 TRUST = "XDRAY_TRUST"
 TRUSTS = ("pickle", "remote_code")
 SAFE, PICKLES, CODE = "*.safetensors", "pytorch_model*.bin", "*.py"
+INDEX = "*.index.json"
+"""Says which of several files of weights holds which tensor."""
 OURS = "xdray_bilstm"
 """Its code is modeling_bilstm of this package, never the copy in a folder."""
 
@@ -76,7 +79,7 @@ def check_model(model: str, weights: bool = True) -> None:
 def teacher_fingerprint(model: str) -> str:
     """32 hex characters that change with a model's config.json, its weights, its trusted code."""
     folder = model_folder(model)
-    names = [path.name for path in _weight_files(folder)]
+    names = [path.name for path in (*_weight_files(folder), *folder.glob(INDEX))]
     if trusted("remote_code"):
         names += [path.name for path in folder.glob(CODE)]
     return fingerprint_files(str(folder), ["config.json", *sorted(names)])
@@ -105,6 +108,8 @@ def _check_folder(model: str, folder: Path, weights: bool) -> None:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{model}: a folder that is no model: it holds no config.json")
     _check_code(model, folder)
+    for index in folder.glob(INDEX):
+        _check_index(model, index)
     if not weights or _weight_files(folder):
         return
     pickles = sorted(path.name for path in folder.glob(PICKLES))
@@ -118,6 +123,23 @@ def _check_folder(model: str, folder: Path, weights: bool) -> None:
         f"{model}: it holds no weights, expected model.safetensors (a pickle is fetched from the "
         "Hub with --trust-pickle only); save it once with save_pretrained of transformers"
     )
+
+
+def _check_index(model: str, index: Path) -> None:
+    """Refuse an index that names what is not a file of weights in the folder itself."""
+    try:
+        values = parse_json(index.read_bytes())
+        names = set(values["weight_map"].values())
+        files = {path.name for path in _weight_files(index.parent)}
+        wrong = sorted(names - files, key=repr)
+        if wrong or not names:
+            found = f"{wrong[0]!r:.60}" if wrong else "no file"
+            raise ValueError(f"names {found}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{model}: {index.name} {error}; expected a weight_map of files in safetensors that "
+            "lie beside it (pickles with --trust-pickle only); save the model once more"
+        ) from error
 
 
 def _check_code(model: str, folder: Path) -> None:

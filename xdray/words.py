@@ -16,6 +16,10 @@ CJK = (
 )
 
 
+WORD_RULES = ("punctuation", "whitespace")
+"""Of `tokens.words`."""
+
+
 def split_words(text: str, rule: str) -> list[tuple[int, int]]:
     """Return the character span of each word of a text.
 

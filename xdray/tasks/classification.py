@@ -217,13 +217,13 @@ class Classification(Task):
 def _class_id(here: str, value: Any, labels: LabelSet) -> int:
     """Id of a label given by name or, failing that, as a number below the number of labels.
 
-    Names that are numbers are names: 1 and "1" are the same label.
+    Names that are numbers are names: 1 and "1" are the same label, and no other number is an id.
     """
     name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(name, str) and name in labels.ids:
         return labels.ids[name]
-    number = value
-    if isinstance(value, str) and value.strip().isdecimal() and len(value) < MOST_DIGITS:
+    number = None if any(name.lstrip("-").isdecimal() for name in labels.names) else value
+    if isinstance(number, str) and value.strip().isdecimal() and len(value) < MOST_DIGITS:
         number = int(value)
     if isinstance(number, float) and math.isfinite(number) and number == int(number):
         number = int(number)
