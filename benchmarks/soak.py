@@ -124,6 +124,9 @@ def _verdict(rows: list[dict[str, float]]) -> int:
         flat &= after <= before * allowed
         print(f"{name}: {before:.0f} -> {after:.0f}, at most {before * allowed:.0f} is flat")
     killed = int(sum(row["killed"] for row in rows))
+    if len(rows) < 4 or not killed:
+        print(f"{len(rows)} rounds, {killed} kills: too few to tell")
+        return 2
     print(f"{len(rows)} rounds, {killed} kills: {'flat' if flat else 'NOT flat'}")
     return 0 if flat else 1
 

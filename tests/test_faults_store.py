@@ -67,7 +67,7 @@ def annotating(
 
         def run() -> list[dict[str, Any]]:
             missing = store.missing(tasks, CODEC)
-            return list(map_shards(cluster, Annotator, kwargs, missing, POOL))
+            return list(map_shards(cluster, Annotator, kwargs, missing, POOL, threads=2))
 
         return store, run
 
