@@ -1,19 +1,24 @@
 """search_plan: size, costs and time of a search before it starts; tables and page after it."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from xdray import trials
 from xdray.config import Config
-from xdray.errors import ConfigError
+from xdray.errors import ClusterError, ConfigError, TrainingError
 from xdray.search_pictures import importance
 from xdray.search_plan import make_search_plan, print_search_plan
 from xdray.search_report import trial_table, write_search_report
+from xdray.sessions import LocalSession
 from xdray.trial_pool import refusal
+from xdray.trials import has_ended, run_trial
 
 MakeConfig = Callable[..., Config]
 SPACE = {"student.hidden": [4, 8, 16], "training.learning_rate": [1e-3, 1e-2]}
@@ -134,3 +139,46 @@ def test_the_report_has_every_trial_and_the_pictures(tmp_path: Path):
 def test_values_of_several_types_make_a_column_of_text():
     mixed = [_trial(0, 4, 0.4, "finished"), _trial(1, "wide", 0.5, "finished")]
     assert trial_table(mixed)["student.hidden"].to_pylist() == ["4", "wide"]
+
+
+@pytest.mark.parametrize(
+    ("error", "ended"),
+    [
+        (TrainingError("the loss is nan"), True),
+        (ClusterError("the disk is full; make room and run the same command again"), False),
+        (OSError("storage is away"), False),
+    ],
+)
+def test_a_trial_that_its_machines_failed_is_run_again_by_a_later_call(
+    tmp_path: Path, error: Exception, ended: bool
+):
+    course: Any = SimpleNamespace(
+        folder=lambda fields: tmp_path,
+        task=SimpleNamespace(metric="entity_f1"),
+        fetch=lambda fields: None,
+        send=lambda fields: None,
+        lesson=lambda fields: None,
+    )
+
+    def fails(lesson: Any, report: Any) -> Any:
+        raise error
+
+    failed = run_trial(course, {}, lambda line: None, fails)
+    assert failed["status"] == "failed"
+    assert has_ended(failed) == ended
+    rows = [{"dev": {"entity_f1": 0.5}, "seconds": 1.0, "steps": 1}]
+    assert has_ended(run_trial(course, {}, lambda line: None, lambda lesson, report: rows))
+
+
+def test_a_line_cut_off_is_cut_out_before_the_next_is_written(tmp_path: Path, monkeypatch):
+    lesson: Any = SimpleNamespace(
+        config=SimpleNamespace(run=SimpleNamespace(folder=str(tmp_path))),
+        task=SimpleNamespace(metric="f1"),
+        send=lambda: None,
+    )
+    told = {"stage": "logits", "epoch": 1, "done": 0.5, "dev": {"f1": 0.5}}
+    monkeypatch.setattr(trials, "learn", lambda lesson, session, on_epoch: on_epoch(told) or [])
+    path = tmp_path / "reports.jsonl"
+    path.write_text('{"done": 0.25}\n{"stage": "log')
+    trials.learn_in_trial(lesson, LocalSession(None, "cpu"))
+    assert [json.loads(line)["done"] for line in path.read_text().splitlines()] == [0.25, 0.5]

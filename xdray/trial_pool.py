@@ -24,6 +24,7 @@ from xdray.trials import (
     OF_A_TRIAL,
     Course,
     begin_trial,
+    has_ended,
     objectives_of,
     read_trials,
     shape_key,
@@ -56,8 +57,8 @@ class TrialPool:
         self._running: dict[str, Fields] = {}
         known = read_trials(course)
         trials = trials_of(course, space)
-        self._ended = {trial["id"]: trial for trial in trials if trial["status"] in ENDED}
-        self._interrupted = [trial for trial in trials if trial["status"] not in ENDED]
+        self._ended = {trial["id"]: trial for trial in trials if has_ended(trial)}
+        self._interrupted = [trial for trial in trials if not has_ended(trial)]
         self._count = len(trials)
         self._number = max((trial["number"] + 1 for trial in known), default=0)
         if len(known) > len(trials):
@@ -161,7 +162,8 @@ class TrialPool:
         self.course.fetch(fields)
         trial = read_object(str(folder / "trial.json"), *OF_A_TRIAL)
         if trial["status"] not in ENDED:
-            more: dict[str, Any] = {"status": "failed", "score": None, "error": "its process died"}
+            more: dict[str, Any] = {"status": "failed", "again": True, "score": None}
+            more["error"] = "its process died"
             if result and "score" in result:
                 more = {"status": "stopped", "score": result["score"]}
                 more |= {"done": result["percent"] / 100, "seconds": result["time_total_s"]}

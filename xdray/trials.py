@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from xdray.config import Config
-from xdray.errors import TrainingError, XdrayError
+from xdray.errors import ClusterError, TrainingError, XdrayError
 from xdray.evaluation import measure_latency, num_parameters
 from xdray.learner import logits_of
 from xdray.learning import learn
@@ -160,6 +160,10 @@ def learn_in_trial(
     """
     started = time.monotonic()
     path = Path(lesson.config.run.folder) / "reports.jsonl"
+    if session.rank == 0 and path.is_file():
+        whole = path.read_bytes()
+        if not whole.endswith(b"\n"):  # a kill, or a full disk, cut it off
+            path.write_bytes(whole[: whole.rfind(b"\n") + 1])
 
     def on_epoch(told: dict[str, Any]) -> None:
         if told["dev"] is None or session.rank > 0:
@@ -207,13 +211,15 @@ def run_trial(
             raise TrainingError("no stage trains the head, so there is no score")
         end: dict[str, Any] = {
             "status": "finished",
+            "again": False,
             "score": scored[-1][metric],
             "training_seconds": round(sum(row["seconds"] for row in rows), 2),
             "steps": sum(row["steps"] for row in rows),
         }
     except Exception as error:
         message = redact(f"{type(error).__name__}: {' '.join(str(error).split())}")
-        end = {"status": "failed", "score": None, "error": message}
+        again = isinstance(error, ClusterError | OSError)  # of the machines, not of the student
+        end = {"status": "failed", "again": again, "score": None, "error": message}
     end["seconds"] = round(time.monotonic() - started, 2)
     trial = write_trial(folder, fields, end)
     course.send(fields)
@@ -238,6 +244,11 @@ def begin_trial(course: Course, fields: Fields, number: int, costs: Mapping[str,
     begun = {"number": number, "status": "running", "course": course.key, "costs": costs}
     write_trial(folder, fields, begun)
     course.send(fields)
+
+
+def has_ended(trial: Mapping[str, Any]) -> bool:
+    """Whether a trial is not run again by a later call: one that its machines failed is."""
+    return trial["status"] in ENDED and not trial.get("again")
 
 
 OF_A_TRIAL = ("number", "status", "course", "id", "fields")
