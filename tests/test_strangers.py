@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tagging_task
 from pyarrow import fs
 from safetensors.torch import load_file, save_file
 
@@ -28,6 +29,7 @@ from xdray.runs import open_run
 from xdray.space import space_of
 from xdray.strict_json import parse_json
 from xdray.tasks.classification import _class_id
+from xdray.teacher import load_teacher
 from xdray.tokens import load_tokenizer
 from xdray.weights import model_folder, teacher_fingerprint
 
@@ -174,6 +176,12 @@ def test_a_config_that_transformers_stumbles_over_is_one_error(
     task = task_of_model(str(model))
     with pytest.raises(ExportError, match="no student can be loaded from it: "):
         Predictor(str(spoil(model, "config.json", **changes)), task, 1, "cpu")
+
+
+def test_weights_of_layers_that_a_config_leaves_out_are_not_left_out(model: Path) -> None:
+    spoil(model, "config.json", num_hidden_layers=1)
+    with pytest.raises(ConfigError, match=r"its weights have .*layer\.1\..*, of a layer that its"):
+        load_teacher(str(model), tagging_task(), torch.float32)
 
 
 def test_scores_that_are_no_numbers_are_no_answer(model: Path) -> None:

@@ -5,6 +5,7 @@ embeddings, layer l that of encoder layer l.
 """
 
 import copy
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from xdray.weights import loading, model_folder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FASTER = 1.3
 """bfloat16 is taken where it is so many times faster: below, a second look could say otherwise."""
+OF_A_LAYER = re.compile(r"\blayers?\.\d+\.")
 
 
 @dataclass
@@ -151,6 +153,12 @@ def load_teacher(model: str, task: Task, dtype: torch.dtype, device: str = "cpu"
             f"{model}: its weights lack {', '.join(missing[:3])}: an encoder without a fine-tuned "
             f"head for {task.kind}; name it as teacher.finetune.encoder, or a fine-tuned one as "
             "teacher.model"
+        )
+    beyond = [key for key in sorted(report["unexpected_keys"]) if OF_A_LAYER.search(key)]
+    if beyond:
+        raise ConfigError(
+            f"{model}: its weights have {beyond[0]}, of a layer that its config.json has not; "
+            "expected what save_pretrained writes"
         )
     if task.head_width is not None and loaded.num_labels != task.head_width:
         raise ConfigError(
