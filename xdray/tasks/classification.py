@@ -222,7 +222,7 @@ def _class_id(here: str, value: Any, labels: LabelSet) -> int:
     name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(name, str) and name in labels.ids:
         return labels.ids[name]
-    number = None if any(name.lstrip("-").isdecimal() for name in labels.names) else value
+    number: Any = None if any(name.lstrip("-").isdecimal() for name in labels.names) else value
     if isinstance(number, str) and value.strip().isdecimal() and len(value) < MOST_DIGITS:
         number = int(value)
     if isinstance(number, float) and math.isfinite(number) and number == int(number):
