@@ -407,7 +407,7 @@ def test_run_folder(tmp_path_factory, which, spoil, data, done):
     if found is not None:
         assert found["remembered.json"]["dtype"] in {"float32", "bfloat16"} or done or spoil
         assert load_config(str(folder / "config.yaml")) == config
-    assert {path.name for path in folder.iterdir()} <= {*values, "log.txt"}
+    assert {path.name for path in folder.iterdir()} <= {*values, "log.txt", ".lock"}
 
 
 @fuzzed

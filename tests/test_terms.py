@@ -262,6 +262,6 @@ def test_a_check_tells_the_mean_losses_since_the_last_one():
     stepper.clear()
     stepper.sums += 1.0
     assert stepper.check(60) == {"hidden": 1.0, "logits": 1.0}
-    stepper.load_state(state)  # saved at a check, as the loop does
+    stepper.load_state(state)  # saved between two checks: the next one tells of all since the first
     stepper.sums += torch.tensor([[8.0, 0.0], [2.0, 0.0]])
-    assert stepper.check(80) == {"hidden": 4.0, "logits": 0.0}
+    assert stepper.check(80) == {"hidden": 4.5, "logits": 3.0}

@@ -24,7 +24,6 @@ from xdray.wordpieces import tokens_of_words, unlimited
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-
 PROBES = ("a", "e", "0", ".", "\u7684")  # words of which any tokenizer knows one
 SENTENCES_PER_CALL = 1000  # held at once by the Rust side, about 200 bytes a token
 
@@ -55,17 +54,14 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerFast":
 
     path = resolve_model(model)
     try:
-        code = trusted("remote_code")
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=code)
+        code = {"trust_remote_code": trusted("remote_code")}
+        tokenizer = AutoTokenizer.from_pretrained(path, **code)
         if _lacks_prefix_space(tokenizer):
-            tokenizer = AutoTokenizer.from_pretrained(
-                path, trust_remote_code=code, add_prefix_space=True
-            )
-        if isinstance(tokenizer, PreTrainedTokenizerFast):
-            tokenizer.backend_tokenizer.encode_batch([" ".join(PROBES), "\U0001f600\u0f00"])
-    except (KeyboardInterrupt, SystemExit):
-        raise
+            tokenizer = AutoTokenizer.from_pretrained(path, add_prefix_space=True, **code)
+        tokenizer([" ".join(PROBES), "\U0001f600\u0f00"])  # what cannot encode is damaged too
     except BaseException as error:  # tokenizers raises Exception, or panics, on a damaged file
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         is_absent = path.startswith((".", "/", "~")) and not Path(path).exists()
         reason = "no such folder" if is_absent else " ".join(str(error).split()).rstrip(".")
         raise ConfigError(
