@@ -143,6 +143,15 @@ def test_a_file_cut_short_is_not_taken_for_a_part(tmp_path: Path, keep: int) -> 
         file.footer()
 
 
+@pytest.mark.parametrize("gone", [1, 5000])
+def test_a_file_without_its_beginning_is_not_taken_for_a_part(tmp_path: Path, gone: int) -> None:
+    file = logits_file(tmp_path)
+    path = Path(file.uri)
+    path.write_bytes(path.read_bytes()[gone:])  # the footer at its end is whole
+    with pytest.raises(TargetsError, match=r"bytes, its footer speaks of \d+"):
+        file.footer()
+
+
 def test_other_lengths_than_the_plan_knows_are_refused(tmp_path: Path) -> None:
     file = logits_file(tmp_path)
     swapped = LENGTHS.copy()

@@ -245,7 +245,10 @@ class PartFile:
         found = {name: footer.get(name) for name in expected}
         if found != expected or rows != expected["rows"]:
             raise self._damaged(f"{rows} rows, {found}, expected {expected}")
-        return file, {**footer, "bytes": source.size()}
+        least, size = _least_size(file.metadata), source.size()
+        if size < least:  # the footer is at the end: what is gone stood before it
+            raise self._damaged(f"{size} bytes, its footer speaks of {least}")
+        return file, {**footer, "bytes": size}
 
     def _fill(
         self,
@@ -283,6 +286,17 @@ def _blobs(values: NDArray[Any], offsets: NDArray[np.int64]) -> pa.LargeBinaryAr
     width = values.itemsize * int(np.prod(values.shape[1:], dtype=np.int64))
     buffers = [None, pa.py_buffer(offsets.astype(np.int64) * width), pa.py_buffer(values)]
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
+
+
+def _least_size(metadata: pq.FileMetaData) -> int:
+    """Bytes that a file has at least: to the end of its last column, its footer, the last mark."""
+    ends = [4]
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            start = min(column.data_page_offset, column.dictionary_page_offset or 1 << 62)
+            ends.append(start + column.total_compressed_size)
+    return max(ends) + metadata.serialized_size + 8
 
 
 def _lengths(column: pa.ChunkedArray) -> NDArray[np.uint16]:
