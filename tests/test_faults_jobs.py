@@ -55,7 +55,7 @@ def _end(folder: Path) -> Any:
     """What must come out the same: weights to the bit, scores, steps, and the names of files."""
     report = json.loads((folder / "report.json").read_text())
     names = {
-        re.sub(r"checkpoint-\d+", "checkpoint-N", str(p.relative_to(folder)))
+        re.sub(r"(checkpoint-|tfevents\.)\d+", r"\1N", str(p.relative_to(folder)))
         for p in folder.rglob("*")
     }
     stages = [
