@@ -223,8 +223,8 @@ def _class_id(here: str, value: Any, labels: LabelSet) -> int:
     if isinstance(name, str) and name in labels.ids:
         return labels.ids[name]
     number: Any = None if any(name.lstrip("-").isdecimal() for name in labels.names) else value
-    if isinstance(number, str) and value.strip().isdecimal() and len(value) < MOST_DIGITS:
-        number = int(value)
+    if isinstance(number, str) and number.strip().isdecimal() and len(number) < MOST_DIGITS:
+        number = int(number)
     if isinstance(number, float) and math.isfinite(number) and number == int(number):
         number = int(number)
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(labels):
