@@ -82,6 +82,22 @@ def some_tokens(layers: Any) -> Tokens:
     return tokens
 
 
+def student_of(config: Config, task: Any, stages: Any, encoder: str) -> Any:
+    return build_student(
+        config.student,
+        vocab_size=90,
+        teacher_width=32,
+        task=task,
+        pad_token_id=0,
+        max_length=16,
+        embeddings=None,
+        seed=0,
+        encoder=encoder,
+        layers=compared_layers(stages),
+        teacher_heads=2,
+    ).train()
+
+
 def train(
     rank: int, world_size: int, name: str, encoder: str, folder: str, short: int | None = None
 ) -> None:
@@ -95,19 +111,7 @@ def train(
         distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
     config = config_of(*CASES[name])
     task, stages = load_task(config), plan_stages(config, 2)
-    student = build_student(
-        config.student,
-        vocab_size=90,
-        teacher_width=32,
-        task=task,
-        pad_token_id=0,
-        max_length=16,
-        embeddings=None,
-        seed=0,
-        encoder=encoder,
-        layers=compared_layers(stages),
-        teacher_heads=2,
-    ).train()
+    student = student_of(config, task, stages, encoder)
     tokens = task.mark(some_tokens(needed_layers(stages)))
     if short == rank:
         student.observe = short_of_memory(student.observe)
@@ -210,19 +214,7 @@ def test_a_step_taken_again_draws_the_dropout_of_the_parts_and_a_resumed_one_too
     batch = collate(task.mark(some_tokens(needed_layers([stage]))), np.arange(4), 0, None)
 
     def weights(short: bool, state: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
-        student = build_student(
-            config.student,
-            vocab_size=90,
-            teacher_width=32,
-            task=task,
-            pad_token_id=0,
-            max_length=16,
-            embeddings=None,
-            seed=0,
-            encoder=encoder,
-            layers=compared_layers([stage]),
-            teacher_heads=2,
-        ).train()
+        student = student_of(config, task, [stage], encoder)
         session: Any = Rank(0, 1)
         stepper = Stepper(student, stage, task, config.training, session)
         if short:
