@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from conftest import tagging_task
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTokenClassification
 
+from xdray.annotation import _actor_kwargs
 from xdray.annotator import Annotator
 from xdray.corpus import Sentence, inline_shards
-from xdray.errors import TargetsError
+from xdray.errors import ConfigError, TargetsError
 from xdray.hidden import Hidden, token_bytes
 from xdray.labels import LabelSet
 from xdray.recording import HiddenRecord, new_record
@@ -307,3 +309,15 @@ def test_values_beyond_float16_are_refused_and_values_that_are_no_numbers() -> N
     record.put(np.array([0]), torch.tensor([[1.0, float("inf")]]))
     with pytest.raises(TargetsError, match="shard x: the teacher gave values that are not finite"):
         record.error("shard x")
+
+
+def test_a_teacher_over_several_gpus_asks_for_accelerate_before_anything_starts(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("xdray.annotation.find_spec", lambda name: None)
+    plan: Any = SimpleNamespace(gpus_per_replica=2, threads_per_replica=1)
+    nothing: Any = None
+    with pytest.raises(ConfigError, match=r"a teacher over several GPUs needs accelerate"):
+        _actor_kwargs(tiny("run"), "m", nothing, nothing, plan)
+    plan.gpus_per_replica = 1
+    assert _actor_kwargs(tiny("run"), "m", nothing, nothing, plan)["device"] == "cuda"
