@@ -3,6 +3,7 @@
 import importlib
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -395,6 +396,23 @@ def test_json_that_nobody_could_mean_is_refused_with_its_line(tmp_path, line, me
     source = write(tmp_path / "x.jsonl", f'{{"text": "a"}}\n{line}\n', "jsonl")
     with pytest.raises(CorpusError, match=rf"x\.jsonl:2: not JSON in UTF-8: {message}"):
         rows_of(source)
+
+
+@pytest.mark.parametrize("rows", ["one\ntwo\tmore\n", "a\tb\n\none\nc\td\n"])
+def test_short_rows_of_a_table_are_refused_or_read_as_empty_but_long_ones_refused(tmp_path, rows):
+    source = write(tmp_path / "x.tsv", "text\tlabel\n" + rows, "table")
+    with pytest.raises(CorpusError, match=r"x\.tsv:\d: 1 columns, expected 2 .* short_rows: empty"):
+        rows_of(source, "label")
+    lenient = replace(source, short_rows="empty")
+    expected = [tuple(line.split("\t")) for line in rows.splitlines()]
+    read = [(row.content, row.gold) for row in rows_of(lenient, "label")]
+    assert read == [its if len(its) == 2 else ((), None) for its in expected]
+    with pytest.raises(CorpusError, match=r"x\.tsv:2: 3 columns, expected 2"):
+        rows_of(
+            replace(
+                write(tmp_path / "x.tsv", "text\tlabel\na\tb\tc\n", "table"), short_rows="empty"
+            )
+        )
 
 
 def test_a_column_that_comes_twice_is_refused(tmp_path):

@@ -65,6 +65,9 @@ class SourceConfig(Section):
     """Column with the class, number or answers of a text; for tasks other than tagging."""
     header: bool = True
     """Of a table: its first line names the columns; else they are "1", "2" ..."""
+    short_rows: Literal["refuse", "empty"] = "refuse"
+    """Of a table, a row with fewer columns than the first: an error, or read as an empty sentence:
+    dropped and counted (GLUE's QQP has some)."""
     rows: list[int | None] | None = Field(default=None, min_length=2, max_length=2)
     """Only these rows of each file: the first and the one after the last, counted from 0, null: to
     the end. Cuts one file into splits."""
@@ -84,8 +87,8 @@ class SourceConfig(Section):
             raise ValueError("a `hub` source needs its `split`")
         if self.hub is not None and self.format != "auto":
             raise ValueError("`format` goes with `path`, this source is a `hub` data set")
-        if not self.header and self.format != "table":
-            raise ValueError("header: false goes with format: table")
+        if self.format != "table" and (not self.header or self.short_rows != "refuse"):
+            raise ValueError("header: false and `short_rows` go with format: table")
         return self
 
     @model_validator(mode="after")

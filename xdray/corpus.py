@@ -294,6 +294,7 @@ def _places_of(source: SourceConfig) -> Iterator[Place]:
         "pair": source.pair,
         "label": source.label,
         "header": source.header,
+        "short_rows": source.short_rows,
         "rows": source.row_range,
     }
     if source.hub is not None:

@@ -55,6 +55,7 @@ class Place:
     pair: str | None = None
     label: str = "label"
     header: bool = True
+    short_rows: str = "refuse"
     rows: tuple[int, int | None] | None = None
     """Rows that are read of it, the first and the one after the last, from 0; None: all."""
     windows: Windows | None = None

@@ -15,15 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xdray.errors import CorpusError
-from xdray.places import (
-    BLOCK_BYTES,
-    Place,
-    Row,
-    Span,
-    lines,
-    open_place,
-    reading,
-)
+from xdray.places import BLOCK_BYTES, Place, Row, Span, lines, open_place, reading
 from xdray.sentences import Content, TextPair, text_of
 from xdray.squad import squad_questions
 from xdray.strict_json import parse_json
@@ -174,10 +166,12 @@ def _table_format_rows(span: Span, gold: str) -> Iterator[Row]:
     for position, after, line_number, line in lines(span):
         where, cells = f"{place}:{line_number}", line.split("\t")
         names = names or [str(number) for number in range(1, len(cells) + 1)]
+        if len(cells) < len(names) and place.short_rows == "empty":
+            yield Row(position, after, line_number, ())
+            continue
         if len(cells) != len(names):
-            raise CorpusError(
-                f"{where}: {len(cells)} columns, expected {len(names)} as in the lines before"
-            )
+            found = f"{where}: {len(cells)} columns, expected {len(names)} as in the lines before"
+            raise CorpusError(f"{found}; correct the file, or set the source's short_rows: empty")
         record = dict(zip(names, cells, strict=True))
         columns = _columns(place, where, names, gold)
         yield Row(position, after, line_number, *_values(where, record, columns, gold))
