@@ -178,6 +178,19 @@ def test_two_workers_survive_a_kill_and_the_same_name_goes_on(cluster: Cluster, 
 
 @pytest.mark.cluster
 @pytest.mark.slow
+def test_elastic_workers_start_with_what_is_there_and_go_on_after_a_kill(
+    cluster: Cluster, tmp_path: Path
+):
+    plan, marker = dataclasses.replace(PLAN, workers=4, least_workers=1), tmp_path / "killed"
+    settings = {"steps": 3, "dies_after": 1, "marker": str(marker)}
+    run = fit_on_workers(cluster, count_steps, settings, plan, str(tmp_path), "elastic", 1)
+    assert marker.exists()
+    assert 1 <= run["first"] <= 2
+    assert run["total"] in {1.0, 3.0}  # one or two workers again: there are two CPUs, not four
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
 def test_our_error_in_one_of_two_workers_ends_the_run_without_a_second_try(
     cluster: Cluster, tmp_path: Path
 ):

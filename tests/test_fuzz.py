@@ -7,6 +7,7 @@ simpler reader finds the same in it.
 import io
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,7 +161,7 @@ def test_conll(tmp_path, rows, scheme, between, labels, mark, done):
         check_tagged(found, rows)
     if found:
         cells = [
-            line.strip(" \t").split("\t" if "\t" in line.rstrip(" \t") else None)[:1]
+            re.split("\t" if "\t" in line.rstrip(" \t") else " +", line.strip(" \t"))[:1]
             for line in lines_of(data)
         ]
         firsts = [
@@ -330,8 +331,13 @@ def test_jsonl(tmp_path, example, spoil, data, done):
 
 
 @fuzzed
-@given(example=examples(), header=st.booleans(), done=changes)
-def test_table(tmp_path, example, header, done):
+@given(
+    example=examples(),
+    header=st.booleans(),
+    short_rows=st.sampled_from(["refuse", "empty"]),
+    done=changes,
+)
+def test_table(tmp_path, example, header, short_rows, done):
     several = example.settings.get("multi_label")
     if several or example.kind in {"tagging", "answering"}:
         example = Example("regression", {}, {}, [{"text": "a b", "label": 1.5}], [1.5])
@@ -342,7 +348,7 @@ def test_table(tmp_path, example, header, done):
         for row in example.rows
     ]
     raw = damaged("".join("\t".join(row) + "\n" for row in cells).encode(), done)
-    columns: dict[str, Any] = {"format": "table", "header": header}
+    columns: dict[str, Any] = {"format": "table", "header": header, "short_rows": short_rows}
     if not header:
         columns |= {name: str(1 + names.index(name)) for name in ("text", "label")}
         if "pair" in names:
