@@ -18,7 +18,7 @@ from transformers import AutoModelForTokenClassification
 from xdray.annotation import _actor_kwargs
 from xdray.annotator import Annotator
 from xdray.corpus import Sentence, inline_shards
-from xdray.errors import ConfigError, TargetsError
+from xdray.errors import ClusterError, ConfigError, TargetsError
 from xdray.hidden import Hidden, token_bytes
 from xdray.labels import LabelSet
 from xdray.recording import HiddenRecord, new_record
@@ -93,6 +93,40 @@ def test_what_is_recorded_is_what_the_model_says_of_each_sentence_alone(
                 np.testing.assert_allclose(tokens.hidden[layer].take(index), expected, 1e-4, 1e-5)
     assert sum(receipt["cut_words"] for receipt in receipts) == view.cut_words >= 150
     assert max(lengths.max() for lengths in view.lengths) <= MAX_LENGTH
+
+
+def test_memory_short_beside_the_forward_pass_takes_smaller_batches_from_then_on(
+    make: Callable[..., Annotator], tasks: list[AnnotateTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, put, sizes = make(), HiddenRecord.put, list[int]()
+    receipt = undisturbed(tasks[0])
+
+    def short_of_memory(self: HiddenRecord, index: Any, states: torch.Tensor) -> None:
+        sizes.append(len(states))
+        if len(states) > 150:
+            raise torch.OutOfMemoryError("tried to allocate")
+        put(self, index, states)
+
+    monkeypatch.setattr(HiddenRecord, "put", short_of_memory)
+    annotator = make("small")
+    found = annotator(tasks[0])
+    assert (receipt["oom_halvings"], found["oom_halvings"]) == (0, 1)
+    failed = next(place for place, size in enumerate(sizes) if size > 150)
+    assert annotator.batch_tokens == 128 >= max(sizes[failed + 1 :])
+    parts = tasks[0].parts("float16")
+    exact, again = (
+        its.store.view([(tasks[0].shard.shard_id, 60)], parts).load_shard(0, parts)
+        for its in (undisturbed, annotator)
+    )
+    assert np.array_equal(exact.ids, again.ids)
+    np.testing.assert_allclose(exact.logits, again.logits, atol=1e-5, rtol=1e-4)
+    monkeypatch.setattr(HiddenRecord, "put", _no_memory)
+    with pytest.raises(ClusterError, match="what it says of one sentence does not fit"):
+        make("none")(tasks[0])
+
+
+def _no_memory(*_: Any) -> None:
+    raise torch.OutOfMemoryError("tried to allocate")
 
 
 def test_ids_in_are_ids_out_in_their_order(

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from xdray.cli import main
 from xdray.configfile import load_config
@@ -163,6 +164,26 @@ def test_an_error_of_the_system_ends_with_a_last_line_too(
         assert main(["distill", config]) == 1
         line, _ = _last(capsys)
         assert line["error"] == {"kind": type(error).__name__, "message": str(error)}
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_memory_that_runs_short_is_one_line_that_says_what_to_lower(
+    config: str,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    from xdray import distillation
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(distillation, "distill", fail)
+    assert main(["distill", config]) == 1
+    line, shown = _last(capsys)
+    assert "memory ran short" in line["error"]["message"]
+    assert "lower batch_tokens" in shown
+    assert "Traceback" not in shown
 
 
 def test_a_word_that_is_no_override_is_a_usage_error(config: str):

@@ -201,15 +201,18 @@ def test_a_run_on_s3_is_the_local_run_bit_for_bit(
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_a_run_on_s3_with_a_worker_keeps_its_checkpoints_there(
-    tiny: MakeConfig, ray_session: None, s3: Place
+    tiny: MakeConfig, ray_session: None, s3: Place, machine: Path
 ):
-    config = at(
-        tiny("unused", evaluation={"baseline": False}),
-        s3("workers"),
-        s3("targets"),
-        training={"workers": 1, "checkpoint_seconds": 0.001},
-    )
+    training = {"workers": 1, "checkpoint_seconds": 0.001}
+    evaluation = {"baseline": False}
+    store = {"store": str(machine / "targets")}
+    here = tiny("here", evaluation=evaluation, training=training, targets=store)
+    distill(here)
+    config = at(here, s3("workers"), s3("targets"))
     report = distill(config)
+    found = weights(fetched(join(s3("workers"), "student")))
+    expected = weights(machine / "here" / "student")
+    assert all(found[name].equal(expected[name]) for name in expected)
     assert read_json(join(s3("workers"), "report.json"))["status"] == "done"
     names = file_sizes(s3("workers"))
     assert any(name.startswith("stages/ray/") for name in names)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from xdray.alignment import under_own_tokens
 from xdray.corpus import Sentence, Shard, read_shard
-from xdray.errors import TargetsError
+from xdray.errors import ClusterError, TargetsError
 from xdray.hidden import Hidden
 from xdray.padding import pad, padded, token_budget_batches
 from xdray.parts import LOGITS, PartFile, hidden_part, signal_and_codec
@@ -151,11 +152,35 @@ class Annotator:
         layers = {part: signal_and_codec(part)[0] for part in parts if part != LOGITS}
         what = f"shard {shard.shard_id}"
         with self._forwarding:
-            said = self._forward(encoded, list(layers.values()), what)
+            halvings = self.teacher.oom_halvings
+            while (said := self._forward_if_it_fits(encoded, list(layers.values()), what)) is None:
+                self._take_less(encoded)
+            said.oom_halvings = self.teacher.oom_halvings - halvings
         if not np.isfinite(said.logits).all():
             raise TargetsError(f"{what}: the teacher's logits are not finite")
         errors = {part: said.errors[layer] for part, layer in layers.items()}
         return encoded, said, errors
+
+    def _forward_if_it_fits(
+        self, encoded: Encoded, layers: Sequence[Signal], what: str
+    ) -> Said | None:
+        """None where memory ran short beside the teacher's own forward pass, which halves."""
+        try:
+            return self._forward(encoded, layers, what)
+        except torch.OutOfMemoryError:
+            return None
+
+    def _take_less(self, encoded: Encoded) -> None:
+        """Halve batches from now on. Raises ClusterError where one sentence fills one."""
+        if self.batch_tokens <= np.diff(encoded.offsets).max():
+            raise ClusterError(
+                f"the teacher on {self.teacher.device}: what it says of one sentence does not fit "
+                "the memory; lower tokens.max_length, or take a larger GPU"
+            )
+        self.batch_tokens //= 2
+        self.teacher.oom_halvings += 1
+        if self.teacher.device.startswith("cuda"):
+            torch.cuda.empty_cache()
 
     def _forward(self, encoded: Encoded, layers: Sequence[Signal], what: str) -> Said:
         """Forward in length-sorted batches, the longest first; results in the shard's order.
@@ -168,7 +193,6 @@ class Annotator:
         by_sentence = self.task.sentence_logits
         rows_out = len(encoded.cut_words) if by_sentence else tokens
         types = token_types(encoded.word_ids, encoded.offsets)
-        halvings = teacher.oom_halvings
         records = {n: new_record(tokens, teacher.width_of(n), self.codec) for n in layers}
         said = Said(
             logits=np.empty((rows_out, len(self.task.labels)), np.float32),
@@ -202,17 +226,20 @@ class Annotator:
         for layer, record in records.items():
             said.hidden[layer] = record.finish()
             said.errors[layer] = record.error(f"{what}, {hidden_part(layer, self.codec)}")
-        said.oom_halvings = teacher.oom_halvings - halvings
         return said
 
     def _in_order(self, work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         """Results in order; not far ahead of who takes them, since they are on the device."""
         waiting: deque[Future[Any]] = deque()
-        for item in items:
-            waiting.append(self._forwards.submit(work, item))
-            if len(waiting) > 2 * self._side_by_side:
+        try:
+            for item in items:
+                waiting.append(self._forwards.submit(work, item))
+                if len(waiting) > 2 * self._side_by_side:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        yield from (future.result() for future in waiting)
+        finally:
+            futures.wait([its for its in waiting if not its.cancel()])  # they hold memory
 
     def _write(
         self,

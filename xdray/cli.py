@@ -62,6 +62,10 @@ def _run(args: argparse.Namespace, started: float) -> int:
         message = "stopped by SIGTERM; the same command continues"
         return _failed(args, started, "Interrupted", message, SIGTERM_STATUS)
     except BaseException as error:  # a fault of ours: all of it on stderr, and a last line still
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+            short = f"memory ran short: {' '.join(str(error).split())[:200]}; lower batch_tokens of"
+            message = f"{short} teacher and training, or the student's size, and run it again"
+            return _failed(args, started, type(error).__name__, message, 1)
         print(redact(traceback.format_exc()), file=sys.stderr, end="")
         return _failed(args, started, type(error).__name__, " ".join(str(error).split()), 1)
     print(json.dumps(redacted({"job": args.verb, "status": "done", **result})))
