@@ -55,7 +55,7 @@ ROWS = (
         "fronts",
         "graphs",
     ),
-    ("mirror", "squad", "sessions"),
+    ("mirror", "squad", "hub", "sessions"),
     ("header",),
     (
         "weights",

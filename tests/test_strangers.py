@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import tagging_task
+from datasets import config as datasets_config
 from pyarrow import fs
 from safetensors.torch import load_file, save_file
 
 from xdray import mirror, storage
 from xdray.config import Config
+from xdray.config_data import SourceConfig
 from xdray.configfile import load_config
-from xdray.corpus import Sentence
+from xdray.corpus import Sentence, labelled_rows
 from xdray.distillation import distill
 from xdray.errors import ClusterError, ConfigError, CorpusError, ExportError, XdrayError
 from xdray.labels import LabelSet
@@ -260,3 +263,17 @@ def test_a_secret_among_the_values_of_a_search_is_refused(tiny: MakeConfig) -> N
 def test_a_state_of_a_copy_that_was_cut_off_is_no_state(tmp_path: Path) -> None:
     (tmp_path / mirror.STATE).write_text("")
     assert mirror.Mirror("s3://b/x", str(tmp_path), "t")._state() == {}
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+@pytest.mark.parametrize("lines", ['null{"text": "a"}\n', '{"text": "a"}\n  null\n'])
+def test_a_line_of_null_in_a_folder_for_datasets_is_refused_and_crashes_nothing(
+    ending: str, lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / f"train.{ending}").write_text(lines)
+    source = SourceConfig(hub=str(tmp_path / "set"), split="train")
+    number = len(lines.splitlines())
+    with pytest.raises(CorpusError, match=rf"train\.{ending}:{number}: null, expected an object"):
+        list(labelled_rows([source], "train", "label", Counter()))

@@ -4,7 +4,6 @@
 counted from 1).
 """
 
-import functools
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xdray.errors import CorpusError
+from xdray.hub import hub_dataset
 from xdray.places import BLOCK_BYTES, Place, Row, Span, lines, open_place, reading
 from xdray.sentences import Content, TextPair, text_of
 from xdray.squad import squad_questions
@@ -74,7 +74,7 @@ def class_names(place: Place, gold: str) -> list[str] | None:
         return None
     with reading(place):
         if place.format == "hub":
-            schema = _hub_dataset(place).features.arrow_schema
+            schema = hub_dataset(place).features.arrow_schema
         else:
             schema = pq.read_schema(open_place(place.path))
         feature = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -220,25 +220,13 @@ def _parquet_rows(span: Span, gold: str) -> Iterator[Row]:
 
 def _hub_rows(span: Span, gold: str) -> Iterator[Row]:
     place = span.place
-    dataset = _hub_dataset(place)
+    dataset = hub_dataset(place)
     columns = _columns(place, str(place), dataset.column_names, gold)
     dataset = dataset.select_columns(columns.all).with_format("arrow")
     stop = min(len(dataset) if span.stop is None else span.stop, len(dataset))
     for position in range(span.start, stop, BATCH_ROWS):
         table = dataset[position : min(position + BATCH_ROWS, stop)]
         yield from _table_rows(place, table, position, columns, gold)
-
-
-@functools.lru_cache(maxsize=8)
-def _hub_dataset(place: Place) -> Any:
-    """Load a data set of the Hub, or a local folder, as `datasets` keeps it: mapped from disk."""
-    from datasets import load_dataset
-
-    with reading(place):
-        try:
-            return load_dataset(place.path, place.subset, split=place.split)
-        except Exception as error:  # it raises a dozen kinds over a damaged folder
-            raise ValueError(f"`datasets` says: {type(error).__name__}: {error}") from error
 
 
 def _table_rows(
