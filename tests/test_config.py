@@ -309,3 +309,14 @@ def test_a_message_about_a_long_value_is_short(path: str):
     with pytest.raises(ConfigError) as caught:
         load_config(path, [f"student.hidden={'x' * 50_000}"])
     assert len(str(caught.value)) < 400
+
+
+def test_a_value_with_a_line_separator_is_refused_in_one_line(tmp_path: Path):
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "task: {kind: answerin\u2028g, null_answers: true}\n"
+        "data: {transfer: a.txt}\nteacher: {model: m}\nstudent: {}\n"
+    )
+    with pytest.raises(ConfigError, match="null_answers") as caught:
+        load_config(str(path))
+    assert len(str(caught.value).splitlines()) == 1
