@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel
+from conftest import tagging_task
+from transformers import AutoConfig, AutoModel
 
+from xdray.config import StudentConfig
 from xdray.encoders import cut_encoder
+from xdray.labels import LabelSet
+from xdray.student import build_student
 
 MakeTeacher = Callable[..., Path]
 KEPT = 40
@@ -37,3 +41,29 @@ def test_feed_forward_units_without_weight_can_go(
     assert torch.equal(again.eval()(ids).last_hidden_state, cut(ids).last_hidden_state)
     saved = 2 * 32 * (64 - KEPT) + 64 - KEPT
     assert model.num_parameters() - again.num_parameters() == 2 * saved
+
+
+@pytest.mark.parametrize(("asked", "found"), [(None, 0.07), (0.0, 0.0), (0.3, 0.3)])
+def test_an_encoder_keeps_its_own_dropout_where_none_is_named(
+    asked: float | None, found: float, make_teacher: MakeTeacher, tmp_path: Path
+):
+    folder = make_teacher("bert", tmp_path / "bert")
+    shape = AutoConfig.from_pretrained(folder)
+    shape.hidden_dropout_prob = shape.attention_probs_dropout_prob = 0.07
+    shape.save_pretrained(folder)
+    student = build_student(
+        StudentConfig(kind="encoder", start="teacher", dropout=asked),
+        vocab_size=shape.vocab_size,
+        teacher_width=shape.hidden_size,
+        task=tagging_task(LabelSet(("O", "B-PER", "I-PER"))),
+        pad_token_id=0,
+        max_length=16,
+        embeddings=None,
+        seed=0,
+        encoder=str(folder),
+    )
+    settings: Any = student.model.config
+    assert settings.hidden_dropout_prob == settings.attention_probs_dropout_prob == found
+    student.train()
+    rates = {its.p for its in student.modules() if isinstance(its, torch.nn.Dropout)}
+    assert rates == {found}

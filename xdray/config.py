@@ -177,8 +177,8 @@ class StudentConfig(Section):
     intermediate: int | None = Field(default=None, gt=0)
     """Width of the feed-forward part. transformer: null: 4 times `hidden`. encoder: so many units
     of those of `start` are kept, with the largest weights; null: all."""
-    dropout: float = Field(default=0.2, ge=0, lt=1)
-    """P1 table 13: 0.2 is best."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """null: 0.2 (P1 table 13: the best), of an encoder its own."""
     pooling: Literal["max", "mean", "last"] = "max"
     """bilstm, one answer a sentence: which states its head sees. max: of each unit over tokens
     (V1); last: where both directions have read all (V2)."""

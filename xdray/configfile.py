@@ -211,7 +211,7 @@ def _describe(problem: Any) -> str:
     if kind == "missing":
         return f"{where} is missing; it has no default"
     if kind == "value_error":
-        reason = " ".join(str(problem["ctx"]["error"]).splitlines())
+        reason = str(problem["ctx"]["error"])
         return f"{where}: {reason}" if where else reason
     return f"{where} = {value!r:.80}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 

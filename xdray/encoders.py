@@ -20,14 +20,15 @@ from xdray.weights import loading, trusted
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
 
 
-def load_encoder(folder: str, task: Task, dropout: float) -> Any:
-    """Load an encoder under a fresh head for a task. Raises ConfigError."""
+def load_encoder(folder: str, task: Task, dropout: float | None) -> Any:
+    """Load an encoder under a fresh head for a task. dropout: None: its own. Raises ConfigError."""
     try:
         with quiet_transformers():
             shape = AutoConfig.from_pretrained(
                 folder, trust_remote_code=trusted("remote_code"), **task.model_settings
             )
-            set_dropout(shape, dropout)
+            if dropout is not None:
+                set_dropout(shape, dropout)
             return getattr(transformers, task.model_class).from_pretrained(
                 folder,
                 config=shape,

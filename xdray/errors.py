@@ -1,8 +1,8 @@
 """The closed set of exceptions. A job prints the message as one line and exits with 1.
 
 A new class needs a caller that would do something else with it. Each takes one positional
-message, because Ray pickles exceptions, and hides the secrets in it. Wording: where: what was
-found, what was expected; what to do.
+message, because Ray pickles exceptions, puts it in one line and hides the secrets in it. Wording:
+where: what was found, what was expected; what to do.
 """
 
 from xdray.redaction import redact
@@ -12,7 +12,7 @@ class XdrayError(Exception):
     """Anything that the user, the data or the machine must change before the run can go on."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))
+        super().__init__(redact(" ".join(message.splitlines())))
 
 
 class ConfigError(XdrayError):

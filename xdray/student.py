@@ -39,6 +39,8 @@ from xdray.modeling_bilstm import (
 )
 from xdray.task import Task
 
+DROPOUT = 0.2
+"""Of a student that starts from nothing (P1 table 13: the best)."""
 BILSTMS: dict[str, Any] = {
     "AutoModel": BiLstmModel,
     "AutoModelForTokenClassification": BiLstmForTokenClassification,
@@ -196,6 +198,7 @@ def build_student(
         **task.model_settings,
     }
     projection = None
+    dropout = DROPOUT if config.dropout is None else config.dropout
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.kind == "bilstm":
@@ -206,7 +209,7 @@ def build_student(
                     projection_size=teacher_width,
                     projection_activation=config.projection,
                     pooling=config.pooling,
-                    dropout=config.dropout,
+                    dropout=dropout,
                 )
             )
         elif config.kind == "transformer":
@@ -216,8 +219,8 @@ def build_student(
                     num_hidden_layers=config.layers,
                     num_attention_heads=config.num_heads,
                     intermediate_size=config.intermediate or 4 * config.hidden,
-                    hidden_dropout_prob=config.dropout,
-                    attention_probs_dropout_prob=config.dropout,
+                    hidden_dropout_prob=dropout,
+                    attention_probs_dropout_prob=dropout,
                     max_position_embeddings=max_length,
                 )
             )
