@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from xdray.corpus import inline_shards
-from xdray.errors import ClusterError, CorpusError, TrainingError, XdrayError
+from xdray.errors import ClusterError, CorpusError, TrainingError
 from xdray.sentences import Sentence
 from xdray.targets import AnnotateTask
 from xdray.workers import Ledger, PoolWorker, as_xdray_error, last_line
@@ -153,4 +153,4 @@ def test_our_error_is_found_under_whatever_ray_wraps_around_it(way):
 
 def test_an_error_without_words_is_named():
     assert last_line(MemoryError()) == "MemoryError"
-    assert last_line(XdrayError("a\n b \n")) == "XdrayError: b"
+    assert last_line(ValueError("a\n b \n")) == "ValueError: b"
