@@ -119,7 +119,8 @@ def test_memory_short_beside_the_forward_pass_takes_smaller_batches_from_then_on
         for its in (undisturbed, annotator)
     )
     assert np.array_equal(exact.ids, again.ids)
-    assert exact.logits is not None and again.logits is not None
+    assert exact.logits is not None
+    assert again.logits is not None
     np.testing.assert_allclose(exact.logits, again.logits, atol=1e-5, rtol=1e-4)
     monkeypatch.setattr(HiddenRecord, "put", _no_memory)
     with pytest.raises(ClusterError, match="what it says of one sentence does not fit"):
