@@ -32,6 +32,7 @@ from benchmarks.harness import (
     take_turns,
     timed,
 )
+from benchmarks.simulated import SleepingTeacher, share_of_ideal
 from xdray.annotation import annotate
 from xdray.batches import BatchPlan
 from xdray.checks import check_plan
@@ -216,7 +217,7 @@ def measure_teacher(settings: Settings) -> Found:
         batches = {
             budget: [
                 pad(encoded.ids, encoded.offsets, rows, 0)[:2]
-                for rows in token_budget_batches(lengths, budget, 32)
+                for rows in token_budget_batches(lengths, budget)
             ]
             for budget in BARE_BATCHES
         }
@@ -616,25 +617,12 @@ def _peer_run(
     return min(there, default=max(seconds.values())), found
 
 
-class SleepingTeacher:
-    """A teacher of known latency: no arithmetic."""
-
-    def __init__(self, seconds: float) -> None:
-        """seconds: of a batch."""
-        self.seconds = seconds
-
-    def __call__(self, item: int) -> dict[str, Any]:
-        """Sleep for the batches of a shard."""
-        time.sleep(self.seconds * item)
-        return {"batches": item}
-
-
 def measure_replicas(settings: Settings) -> Found:
     """Scheduling alone: shards over 1 .. 64 simulated replicas on this machine."""
     found = Found()
     batches = 32  # of a shard: 4,096 sentences of 32 tokens in batches of 4,096 tokens
     for replicas in settings.replicas:
-        shards = replicas * 12
+        shards = replicas * 16
         config = run_config(settings, Path("none"))
         cluster_config = config.cluster.model_copy(update={"num_cpus": replicas + 1})
         plan = ResourcePlan(
@@ -650,24 +638,23 @@ def measure_replicas(settings: Settings) -> Found:
             available=Resources(replicas + 1, 0, "this machine"),
         )
         with Cluster(cluster_config) as cluster:
-            ends = []
-            for _ in map_shards(
-                cluster,
-                SleepingTeacher,
-                {"seconds": settings.batch_seconds},
-                [batches] * shards,
-                plan,
-            ):
-                ends.append(time.perf_counter())
-        # from when each replica has done one shard: the start of processes is not scheduling
-        rate = (shards - replicas) / (ends[-1] - ends[replicas - 1])
-        ideal = replicas / (settings.batch_seconds * batches)
-        found.figures[f"{replicas} replicas, share of ideal"] = rate / ideal
-        print(f"  {replicas} replicas: {rate / ideal:.3f} of ideal", flush=True)
-        found.ratios[f"replicas_{replicas}_over_ideal"] = rate / ideal
+            receipts = list(
+                map_shards(
+                    cluster,
+                    SleepingTeacher,
+                    {"seconds": settings.batch_seconds},
+                    [batches] * shards,
+                    plan,
+                )
+            )
+        assert len({its["replica"] for its in receipts}) == replicas
+        share = share_of_ideal(receipts, settings.batch_seconds * batches)
+        found.figures[f"{replicas} replicas, share of ideal"] = share
+        print(f"  {replicas} replicas: {share:.3f} of ideal", flush=True)
+        found.ratios[f"replicas_{replicas}_over_ideal"] = share
     found.notes.append(
-        f"replicas: shards of {batches} batches of {settings.batch_seconds * 1000:.0f} ms, 12 a "
-        "replica, counted from when each replica has done one"
+        f"replicas: shards of {batches} batches of {settings.batch_seconds * 1000:.0f} ms, 16 a "
+        "replica, counted from when each replica has done one until one of them may find none left"
     )
     return found
 

@@ -103,13 +103,6 @@ def test_ranks_with_shards_of_their_own_take_equal_steps_and_see_all():
     assert len(late[0].kept) == 0
 
 
-def test_a_batch_above_the_multiple_holds_one_and_loses_no_sentence():
-    lengths = np.array([3] * 50 + [4] * 21 + [9] * 3)
-    batches = token_budget_batches(lengths, budget=100, multiple=8)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(74))
-    assert [len(batch) for batch in batches] == [32, 16, 16, 10]
-
-
 def test_collating_pads_after_mapping_ids_and_keeps_no_special_token():
     tokens = Shards([[3, 5]]).load(0, (4,))
     id_map = np.arange(100)[::-1].copy()

@@ -36,9 +36,6 @@ from xdray.tokens import Encoded, fingerprint, load_tokenizer
 from xdray.weights import teacher_fingerprint
 from xdray.workers import keep_few_shapes, trim_memory
 
-SENTENCES_MULTIPLE = 32
-"""Of sentences in a batch: fewer shapes, for each of which oneDNN keeps bfloat16 code for ever."""
-
 
 @dataclass
 class Said:
@@ -202,9 +199,7 @@ class Annotator:
             oom_halvings=0,
         )
         pad_id: Any = self.tokenizer.pad_token_id or 0
-        batches = token_budget_batches(
-            np.diff(encoded.offsets), self.batch_tokens, SENTENCES_MULTIPLE
-        )
+        batches = token_budget_batches(np.diff(encoded.offsets), self.batch_tokens)
 
         def forward(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int, Any, Any]:
             ids, mask, index = pad(encoded.ids, encoded.offsets, rows, pad_id)

@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def token_budget_batches(
-    lengths: NDArray[np.int64], budget: int, multiple: int = 1
-) -> list[NDArray[np.int64]]:
+def token_budget_batches(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
     """Cut sentences, sorted by length, into batches of at most `budget` tokens, padding included.
 
     A sentence longer than the budget is a batch of its own. Ties keep their order. A batch that is
     at least half full also ends where the next sentence is longer: batches of one length need no
-    padding and no masking, the fast path of a BiLSTM. Larger batches than `multiple` hold one.
+    padding and no masking, the fast path of a BiLSTM.
     """
     order = np.argsort(lengths, kind="stable")
     ranked = lengths[order]
@@ -26,8 +24,6 @@ def token_budget_batches(
     start = 0
     while start < len(order):
         stop = _batch_end(ranked, start, budget)
-        if stop - start > multiple and stop < len(order):
-            stop -= (stop - start) % multiple
         batches.append(order[start:stop])
         start = stop
     return batches

@@ -208,7 +208,8 @@ class PartFile:
         file, _ = self._open()
         try:
             blob = file.read_row_group(0, columns=["basis"], use_threads=False)["basis"][0].as_py()
-            return np.frombuffer(blob, np.float32).reshape(1 + directions, -1)
+            flat = np.frombuffer(blob, np.float32).reshape(1 + directions, -1)
+            return flat.copy()  # torch wants what may be written
         except _BROKEN as error:
             raise self._damaged(f"its basis: {error}") from error
 

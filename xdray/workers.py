@@ -132,11 +132,13 @@ class PoolWorker:
 
 
 def keep_few_shapes() -> None:
-    """Let oneDNN keep 64 compiled products, not one for each of the last 1,024 shapes of a batch.
+    """Let oneDNN, and PyTorch's layer above it, keep 64 compiled products, not 1,024 a thread.
 
-    It reads this once, at its first product; half a GiB and more. What the user set stays.
+    One for each shape of a batch, half a GiB and more. Both read this once, at their first product.
+    What the user set stays.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "64")
 
 
 def trim_memory() -> None:
