@@ -26,6 +26,7 @@ from xdray.learner import Learner
 from xdray.parts import PartFile
 from xdray.runs import open_run
 from xdray.stage_files import load_stage, save_stage
+from xdray.storage import NUMBER
 from xdray.targets import TargetStore, TargetView, verify_stores
 
 pytestmark = pytest.mark.usefixtures("nothing_is_printed")
@@ -395,8 +396,10 @@ def test_run_folder(tmp_path_factory, which, spoil, data, done):
     def read() -> dict[str, Any]:
         with open_run(config, fresh=False) as run:
             return {
-                "report.json": run.read_json("report.json", "status", "stages", "evaluation"),
-                "teacher.json": run.read_json("teacher.json", "key"),
+                "report.json": run.read_json(
+                    "report.json", status=str, stages=list, evaluation=dict
+                ),
+                "teacher.json": run.read_json("teacher.json", key=str, seconds=NUMBER),
                 "remembered.json": {"dtype": run.remembered("dtype", lambda: "bfloat16")},
             }
 

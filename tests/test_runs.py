@@ -35,8 +35,8 @@ def run(tmp_path: Path) -> Iterator[Run]:
 def test_a_damaged_file_of_a_run_is_refused_by_name(run: Run, text: str) -> None:
     (run.folder / "report.json").write_text(text)
     with pytest.raises(XdrayError, match=r"report\.json: damaged, .*; delete it and run the same"):
-        run.read_json("report.json", "key")
-    assert run.read_json("none.json", "key") is None
+        run.read_json("report.json", key=str)
+    assert run.read_json("none.json", key=str) is None
 
 
 def test_what_was_remembered_is_text_or_refused(run: Run) -> None:
@@ -50,11 +50,11 @@ def test_what_was_remembered_is_text_or_refused(run: Run) -> None:
 def test_an_object_without_its_keys_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"a": 1}))
-    assert read_object(str(path), "a") == {"a": 1}
-    with pytest.raises(
-        XdrayError, match=r"x\.json: damaged, holds .*, expected an object with a, b"
-    ):
-        read_object(str(path), "a", "b")
+    assert read_object(str(path), a=int) == {"a": 1}
+    with pytest.raises(XdrayError, match=r"expected an object with a, b \(b is missing or of"):
+        read_object(str(path), a=int, b=int)
+    with pytest.raises(XdrayError, match=r"x\.json: damaged, holds .* \(a is missing or of an"):
+        read_object(str(path), a=str)
 
 
 def test_a_damaged_stage_is_refused_by_name_and_its_weights_are_loaded_whole(

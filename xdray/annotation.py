@@ -11,11 +11,12 @@ from xdray.annotator import Annotator
 from xdray.cluster import Cluster, map_shards, plan_resources
 from xdray.config import Config
 from xdray.corpus import Sentence, Shard, inline_shards
-from xdray.errors import ConfigError, TargetsError, XdrayError
+from xdray.errors import ConfigError, TargetsError
 from xdray.reading import own_tokenizer, read_lengths, write_own_tokens
 from xdray.resources import ResourcePlan
 from xdray.runs import Run
 from xdray.sources import Stream
+from xdray.storage import NUMBER
 from xdray.targets import AnnotateTask, TargetStore, TargetView, hidden_part
 from xdray.task import Task
 from xdray.teacher import best_dtype
@@ -118,12 +119,8 @@ class Spent:
 
     def __init__(self, run: Run) -> None:
         """Read what earlier calls spent. Raises XdrayError where that is damaged."""
-        self.facts: dict[str, Any] = run.read_json("pass.json", "seconds", "sentences") or {}
-        if not all(isinstance(its, int | float) for its in self.facts.values()):
-            raise XdrayError(
-                f"{run.named('pass.json')}: damaged, holds {self.facts!r:.80}, expected two "
-                "numbers; delete it and run the same command again"
-            )
+        kinds = {"seconds": NUMBER, "sentences": NUMBER}
+        self.facts: dict[str, Any] = run.read_json("pass.json", **kinds) or {}
         self._run, self._before = run, dict(self.facts)
         self._forwarded, self._started = 0, time.monotonic()
         self._told = self._started

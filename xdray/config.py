@@ -140,7 +140,7 @@ class TargetsConfig(Section):
     delivery: Literal["stored", "streamed"] = "stored"
     """stored: the teacher runs once, students read its targets from the store. streamed: nothing is
     kept; teacher actors feed the students while they learn, once more each epoch."""
-    codec: str = "float16"
+    codec: str = "int8"
     """Of hidden states: float32, float16, int8 with one scale a token, or pca<k>, e.g. pca128: the
     k leading directions of each shard's states. Logits are float32 always."""
     shard_sentences: int = Field(default=4096, ge=16)

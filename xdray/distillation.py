@@ -37,7 +37,7 @@ from xdray.sessions import LocalSession
 from xdray.splits import Corpus, read_corpus
 from xdray.stages import Stage, needed_layers
 from xdray.starts import prepare_start
-from xdray.storage import absolute, exists, fingerprint, join
+from xdray.storage import NUMBER, absolute, exists, fingerprint, join
 from xdray.student import Student
 from xdray.teacher import best_dtype, default_device
 from xdray.tokenised import Signal
@@ -52,7 +52,7 @@ def distill(config: Config, *, fresh: bool = False) -> Report:
     """Text in, small model out; finished steps are skipped, a finished run is found done."""
     started = time.monotonic()
     with open_run(config, fresh) as run, Cluster(config.cluster) as cluster:
-        report = run.read_json("report.json", "status", "stages", "evaluation")
+        report = run.read_json("report.json", status=str, stages=list, evaluation=dict)
         if report is not None and not is_whole(report):
             raise ConfigError(
                 f"{run.named('report.json')}: damaged, or of something else, expected the report "
@@ -100,7 +100,10 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
     settings = config.teacher.finetune.model_dump(mode="json")
     base = {"finetune": settings, "data": corpus.fingerprint, "seed": config.run.seed}
     key = fingerprint(base)
-    if folder.is_dir() and (run.read_json("teacher.json", "key") or {}).get("key") == key:
+    if (
+        folder.is_dir()
+        and (run.read_json("teacher.json", key=str, seconds=NUMBER) or {}).get("key") == key
+    ):
         run.console.say(f"teacher: fine-tuned before, taken from {run.named('teacher')}")
         return run.named("teacher")
     lesson = Lesson(
@@ -287,7 +290,7 @@ def assess(
     }
     for name, (_, its_rows) in controls.items():
         report[name] |= {key: sum(row[key] for row in its_rows) for key in ("steps", "seconds")}
-    finetuning = (run.read_json("teacher.json") or {}).get("seconds", 0.0)
+    finetuning = (run.read_json("teacher.json", seconds=NUMBER) or {}).get("seconds", 0.0)
     report["costs"] = cost_report(report, finetuning, [report[its]["seconds"] for its in controls])
     (run.path("student") / "README.md").write_text(model_card(report), encoding="utf-8")
     report["report"] = run.named(write_report(run.folder, report).name)

@@ -12,6 +12,7 @@ from xdray.errors import ConfigError, XdrayError
 from xdray.mirror import CONFIG, LAST, STATE, Mirror, take_alone, working_folder
 from xdray.redaction import redacted
 from xdray.storage import (
+    Kind,
     delete_tree,
     full_disk,
     join,
@@ -74,10 +75,10 @@ class Run:
         write_json(str(self.path(name)), redacted(value))
         self.send()
 
-    def read_json(self, name: str, *keys: str) -> dict[str, Any] | None:
-        """Read a file of an object with these keys, None if it is not there. Raises XdrayError."""
+    def read_json(self, name: str, **kinds: Kind) -> dict[str, Any] | None:
+        """Read a file as `read_object` does, None if it is not there. Raises XdrayError."""
         path = self.path(name)
-        return read_object(str(path), *keys) if path.is_file() else None
+        return read_object(str(path), **kinds) if path.is_file() else None
 
     def remembered(self, name: str, work: Callable[[], str]) -> str:
         """Return what `work` returned in the first call of a run, also when it is resumed."""

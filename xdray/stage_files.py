@@ -56,7 +56,7 @@ def load_stage(student: Learner, folder: Path, key: str) -> dict[str, Any] | Non
     path = folder / "stage.json"
     if not path.is_file():
         return None
-    row = read_object(str(path), "key")
+    row = read_object(str(path), key=str)
     if row["key"] != key:
         return None
     _load(student, folder / WEIGHTS)

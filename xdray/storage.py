@@ -155,13 +155,24 @@ def read_json(uri: str) -> Any:
         ) from error
 
 
-def read_object(uri: str, *keys: str) -> dict[str, Any]:
-    """Read an object that has these keys, as `read_json` does. Raises XdrayError for another."""
+Kind = type | tuple[type, ...]
+NUMBER: Kind = (int, float)
+
+
+def read_object(uri: str, **kinds: Kind) -> dict[str, Any]:
+    """Read an object with these keys, their values of these kinds, as `read_json` does.
+
+    Raises XdrayError for another.
+    """
     found = read_json(uri)
-    if not isinstance(found, dict) or not set(keys) <= found.keys():
+    wrong = [name for name in kinds if not isinstance(found, dict) or name not in found]
+    wrong = wrong or [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
+    if wrong or not isinstance(found, dict):
+        what = f"an object with {', '.join(kinds)}" if kinds else "an object"
+        of_kind = f" ({wrong[0]} is missing or of another kind)" if wrong else ""
         raise XdrayError(
-            f"{uri}: damaged, holds {found!r:.60}, expected an object with {', '.join(keys)}; "
-            "delete it and run the same command again"
+            f"{uri}: damaged, holds {found!r:.60}, expected {what}{of_kind}; delete it and run the "
+            "same command again"
         )
     return found
 

@@ -239,7 +239,7 @@ def _known(cell: Cell) -> dict[str, Any] | None:
     path = Path(cell.folder) / "cell.json"
     if not path.is_file():
         return None
-    found = read_object(str(path), "key")
+    found = read_object(str(path), key=str)
     return found if found["key"] == cell.key else None
 
 

@@ -17,15 +17,16 @@ from xdray.errors import ConfigError
 from xdray.learning import start_student
 from xdray.proposals import Proposer, make_proposer
 from xdray.space import Fields, Space, trial_id
-from xdray.storage import read_object, write_bytes_atomic
+from xdray.storage import write_bytes_atomic
 from xdray.tokens import load_tokenizer
 from xdray.trials import (
     ENDED,
-    OF_A_TRIAL,
     Course,
     begin_trial,
     has_ended,
     objectives_of,
+    read_costs,
+    read_trial,
     read_trials,
     shape_key,
     student_costs,
@@ -52,7 +53,7 @@ class TrialPool:
         self._excluded: set[str] = set()
         self._costs_path = folder / "costs.json"
         self._costs: dict[str, Any] = (
-            read_object(str(self._costs_path)) if self._costs_path.is_file() else {}
+            read_costs(self._costs_path) if self._costs_path.is_file() else {}
         )
         self._running: dict[str, Fields] = {}
         known = read_trials(course)
@@ -160,7 +161,7 @@ class TrialPool:
         """Note the end of a trial. result: Tune's last, None where its process died."""
         folder = self.course.folder(fields)
         self.course.fetch(fields)
-        trial = read_object(str(folder / "trial.json"), *OF_A_TRIAL)
+        trial = read_trial(folder / "trial.json")
         if trial["status"] not in ENDED:
             more: dict[str, Any] = {"status": "failed", "again": True, "score": None}
             more["error"] = "its process died"

@@ -10,9 +10,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FiniteFloat,
+    NonNegativeInt,
+    TypeAdapter,
+    model_validator,
+)
 
 from xdray.config import Config
 from xdray.errors import ClusterError, TrainingError, XdrayError
@@ -251,8 +259,73 @@ def has_ended(trial: Mapping[str, Any]) -> bool:
     return trial["status"] in ENDED and not trial.get("again")
 
 
-OF_A_TRIAL = ("number", "status", "course", "id", "fields")
-"""What a trial.json holds at least."""
+class _Costs(BaseModel):
+    """Of a student, as `student_costs` says them."""
+
+    model_config = ConfigDict(strict=True)
+
+    parameters: NonNegativeInt
+    embedding_parameters: NonNegativeInt
+    bytes: NonNegativeInt
+    latency_ms: FiniteFloat | None
+    latency_ms_32: FiniteFloat | None
+
+
+class _Trial(BaseModel):
+    """What a trial.json holds at least."""
+
+    model_config = ConfigDict(strict=True)
+
+    id: str
+    number: NonNegativeInt
+    course: str
+    fields: dict[str, Any]
+    costs: _Costs
+    status: Literal["running", "finished", "stopped", "failed"]
+    score: FiniteFloat | None = None
+    again: bool = False
+
+    @model_validator(mode="after")
+    def _scored(self) -> "_Trial":
+        if self.status in ("finished", "stopped") and self.score is None:
+            raise ValueError(f"{self.status}, without a score")
+        return self
+
+
+class _Told(BaseModel):
+    """What a line of reports.jsonl holds at least."""
+
+    model_config = ConfigDict(strict=True)
+
+    done: FiniteFloat
+    score: FiniteFloat
+
+
+def read_trial(path: Path) -> dict[str, Any]:
+    """Read a trial.json. Raises XdrayError."""
+    trial = read_object(str(path))
+    try:
+        _Trial.model_validate(trial)
+    except ValueError as error:
+        raise _damaged(path, path.parent, error) from error
+    return trial
+
+
+def read_costs(path: Path) -> dict[str, dict[str, Any]]:
+    """Read what students of some shapes cost. Raises XdrayError."""
+    costs = read_object(str(path))
+    try:
+        TypeAdapter(dict[str, _Costs]).validate_python(costs)
+    except ValueError as error:
+        raise _damaged(path, path, error) from error
+    return costs
+
+
+def _damaged(path: Path, goes: Path, error: Exception) -> XdrayError:
+    reason = " ".join(str(error).split())
+    return XdrayError(
+        f"{path}: damaged ({reason:.300}); delete {goes} and run the same command again"
+    )
 
 
 def read_trials(course: Course) -> list[dict[str, Any]]:
@@ -266,7 +339,7 @@ def all_trials(folder: str | Path) -> list[dict[str, Any]]:
     """Return the trials under a search's folder, whatever text they learnt from."""
     trials: list[dict[str, Any]] = []
     for path in Path(folder).glob("trials/*/trial.json"):
-        trial = read_object(str(path), *OF_A_TRIAL)
+        trial = read_trial(path)
         reports = path.with_name("reports.jsonl")
         last = _last_reports(reports) if reports.is_file() else {}
         trials.append({**trial, "reports": [last[done] for done in sorted(last)]})
@@ -278,11 +351,9 @@ def _last_reports(path: Path) -> dict[float, dict[str, Any]]:
     whole = path.read_bytes().rpartition(b"\n")[0]  # what follows was being written
     try:
         told = [parse_json(line) for line in whole.splitlines()]
-        return {line["done"]: line for line in told}
-    except (ValueError, TypeError, KeyError) as error:
-        raise XdrayError(
-            f"{path}: damaged ({error!s:.300}); delete {path.parent} and run the same command again"
-        ) from error
+        return {_Told.model_validate(line).done: line for line in told}
+    except ValueError as error:
+        raise _damaged(path, path.parent, error) from error
 
 
 def objectives_of(trial: Mapping[str, Any], objectives: Sequence[str]) -> list[float]:
