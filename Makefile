@@ -66,7 +66,7 @@ soak: $(INSTALLED)  # annotate, train, kill, again: make soak MINUTES=2
 	$(BIN)/python benchmarks/soak.py $(MINUTES)
 
 fuzz: $(INSTALLED)  # so many damaged inputs a reader, others with another SEED; prints the counts
-	XDRAY_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_files.py \
+	XDRAY_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_files.py tests/test_fuzz_models.py \
 	  --hypothesis-seed=$(SEED)
 
 check: $(INSTALLED)

@@ -212,7 +212,7 @@ def measure_teacher(settings: Settings) -> Found:
 
         encoded = corpus.task.encode(load_tokenizer(model), contents)
         lengths = encoded.offsets[1:] - encoded.offsets[:-1]
-        keep_few_shapes()
+        keep_few_shapes(training=True)
         teacher = load_teacher(model, corpus.task, DTYPES[dtype])
         batches = {
             budget: [

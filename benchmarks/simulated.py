@@ -35,4 +35,5 @@ def share_of_ideal(receipts: Sequence[Mapping[str, Any]], seconds: float) -> flo
         / (its["ended"] - its["started"])
         for its in receipts
     )
+    assert 2 * done > len(receipts), f"{done:.0f} of {len(receipts)} items while all were at work"
     return done * seconds / (len(firsts) * (end - begin))

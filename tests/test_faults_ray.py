@@ -22,7 +22,7 @@ from xdray.configfile import dump_config
 from xdray.distillation import distill
 from xdray.search import tune
 from xdray.sessions import draft_name
-from xdray.trials import all_trials
+from xdray.trial_files import all_trials
 
 pytestmark = pytest.mark.faults
 SETTINGS: dict[str, Any] = {

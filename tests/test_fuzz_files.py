@@ -421,7 +421,7 @@ def test_run_folder(tmp_path_factory, which, spoil, data, done):
     done=changes,
 )
 def test_stage(tmp_path, which, spoil, data, done):
-    row = {"key": "k", "name": "a", "dev": None, "steps": 3}
+    row = {"key": "k", "name": "a", "dev": None, "steps": 3, "seconds": 1.5, "history": []}
     student = cast(Learner, torch.nn.Linear(3, 2))
     save_stage(student, tmp_path, row)
     path = tmp_path / which

@@ -17,7 +17,7 @@ from xdray.kinds import task_class
 from xdray.task import Task
 from xdray.teacher import Teacher, load_teacher
 from xdray.tokens import load_tokenizer
-from xdray.trials import all_trials, read_costs
+from xdray.trial_files import all_trials, read_costs
 
 pytestmark = pytest.mark.usefixtures("nothing_is_printed")
 

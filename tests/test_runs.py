@@ -21,7 +21,7 @@ VALUES = {
     "data": {"train": "a.conll", "dev": "b.conll", "test": "c.conll", "transfer": "t.txt"},
     "teacher": {"model": "m"},
 }
-ROW = {"key": "k", "name": "a"}
+ROW = {"key": "k", "name": "a", "steps": 3, "seconds": 1.5, "history": []}
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from xdray.configfile import dump_config
 from xdray.distillation import distill
 from xdray.errors import ConfigError
 from xdray.search import tune
-from xdray.trials import all_trials
+from xdray.trial_files import all_trials
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parent.parent

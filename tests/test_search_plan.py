@@ -17,8 +17,9 @@ from xdray.search_pictures import importance
 from xdray.search_plan import make_search_plan, print_search_plan
 from xdray.search_report import trial_table, write_search_report
 from xdray.sessions import LocalSession
+from xdray.trial_files import has_ended
 from xdray.trial_pool import refusal
-from xdray.trials import has_ended, run_trial
+from xdray.trials import run_trial
 
 MakeConfig = Callable[..., Config]
 SPACE = {"student.hidden": [4, 8, 16], "training.learning_rate": [1e-3, 1e-2]}

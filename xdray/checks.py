@@ -167,7 +167,7 @@ def _check_codec(config: Config, header: ModelHeader) -> None:
     if directions is not None and directions >= header.width:
         raise ConfigError(
             f"targets.codec: {config.targets.codec}: the teacher's layers have {header.width} "
-            "directions; name fewer, or take float16"
+            "directions; name fewer, or take int8"
         )
 
 

@@ -190,7 +190,7 @@ def _check_disk(config: Config, needed: int) -> None:
     free = free_space(config.targets.store) or 0
     raise ConfigError(
         f"targets.store: {config.targets.store} needs about {needed / 2**30:.1f} GiB, its disk "
-        f"has {free / 2**30:.1f} GiB free; choose another store, targets.codec: int8, "
+        f"has {free / 2**30:.1f} GiB free; choose another store, targets.codec: pca<k>, "
         "data.transfer.cap, or targets.delivery: streamed"
     )
 

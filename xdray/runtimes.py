@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from xdray.errors import ConfigError, ExportError
-from xdray.figures import at
 from xdray.saving import load_student
 from xdray.storage import read_object
 from xdray.weights import trusted
@@ -95,7 +94,7 @@ def _reason(folder: Path, runtime: str) -> str:
     """Why there is no graph: never asked for, or not good enough."""
     said = folder / "export.json"
     if said.is_file():
-        refused = at(read_object(str(said)), f"runtimes.{runtime}.refused")
-        if refused:
-            return f"export refused it: {refused}"
+        its = read_object(str(said), runtimes=dict)["runtimes"].get(runtime)
+        if isinstance(its, dict) and its.get("refused"):
+            return f"export refused it: {its['refused']}"
     return "`xdray export CONFIG` writes it"

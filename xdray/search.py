@@ -37,9 +37,9 @@ from xdray.targets import TargetView
 from xdray.tokenised import Signal
 from xdray.tokens import fingerprint as tokenizer_fingerprint
 from xdray.tokens import load_tokenizer
+from xdray.trial_files import ENDED
 from xdray.trial_pool import TrialPool, concurrency, search_of, shown, trials_of, workers_of
 from xdray.trials import (
-    ENDED,
     Course,
     Report,
     learn_here,
@@ -242,7 +242,7 @@ def _trial(values: dict[str, Any], course: Course, folder: str) -> None:
     from ray import tune
 
     enter(folder)  # relative paths of the config are from where the command was typed
-    keep_few_shapes()
+    keep_few_shapes(training=True)
 
     def report(line: dict[str, Any]) -> None:
         tune.report({"score": line["score"], "percent": min(99, int(100 * line["done"]))})

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 from xdray.errors import TrainingError
 from xdray.learner import Learner
 from xdray.stages import Stage
-from xdray.storage import read_object, write_bytes_atomic, write_json
+from xdray.storage import NUMBER, read_object, write_bytes_atomic, write_json
 
 WEIGHTS = "student.safetensors"
 
@@ -56,7 +56,7 @@ def load_stage(student: Learner, folder: Path, key: str) -> dict[str, Any] | Non
     path = folder / "stage.json"
     if not path.is_file():
         return None
-    row = read_object(str(path), key=str)
+    row = read_object(str(path), key=str, name=str, steps=int, seconds=NUMBER, history=list)
     if row["key"] != key:
         return None
     _load(student, folder / WEIGHTS)

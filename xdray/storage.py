@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -165,8 +166,8 @@ def read_object(uri: str, **kinds: Kind) -> dict[str, Any]:
     Raises XdrayError for another.
     """
     found = read_json(uri)
-    wrong = [name for name in kinds if not isinstance(found, dict) or name not in found]
-    wrong = wrong or [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
+    its = found if isinstance(found, dict) else {}
+    wrong = [name for name, kind in kinds.items() if not _is_of(its.get(name), kind)]
     if wrong or not isinstance(found, dict):
         what = f"an object with {', '.join(kinds)}" if kinds else "an object"
         of_kind = f" ({wrong[0]} is missing or of another kind)" if wrong else ""
@@ -175,6 +176,13 @@ def read_object(uri: str, **kinds: Kind) -> dict[str, Any]:
             "same command again"
         )
     return found
+
+
+def _is_of(value: Any, kind: Kind) -> bool:
+    """Whether a value of JSON is of a kind; true is no number, neither is what is not finite."""
+    if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
+        return False
+    return isinstance(value, kind)
 
 
 def delete_tree(uri: str) -> None:

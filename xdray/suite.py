@@ -30,7 +30,7 @@ from xdray.recipes import finetune_stage
 from xdray.resources import pool_plan
 from xdray.sessions import LocalSession
 from xdray.stage_files import load_last
-from xdray.storage import fingerprint, read_object, write_bytes_atomic
+from xdray.storage import NUMBER, fingerprint, read_object, write_bytes_atomic
 from xdray.teacher import best_dtype
 from xdray.tokens import fingerprint as tokenizer_fingerprint
 from xdray.tokens import load_tokenizer
@@ -78,7 +78,7 @@ class SuiteWorker:
         """Work in the folder where the command was typed."""
         torch.set_num_threads(threads)
         enter(folder)
-        keep_few_shapes()
+        keep_few_shapes(training=True)
         self.threads = threads
 
     def __call__(self, cell: Cell) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def _known(cell: Cell) -> dict[str, Any] | None:
     path = Path(cell.folder) / "cell.json"
     if not path.is_file():
         return None
-    found = read_object(str(path), key=str)
+    found = read_object(str(path), key=str, encoder=str, task=str, dev=NUMBER, test=NUMBER)
     return found if found["key"] == cell.key else None
 
 

@@ -19,19 +19,8 @@ from xdray.proposals import Proposer, make_proposer
 from xdray.space import Fields, Space, trial_id
 from xdray.storage import write_bytes_atomic
 from xdray.tokens import load_tokenizer
-from xdray.trials import (
-    ENDED,
-    Course,
-    begin_trial,
-    has_ended,
-    objectives_of,
-    read_costs,
-    read_trial,
-    read_trials,
-    shape_key,
-    student_costs,
-    write_trial,
-)
+from xdray.trial_files import ENDED, has_ended, read_costs, read_trial, write_trial
+from xdray.trials import Course, begin_trial, objectives_of, read_trials, shape_key, student_costs
 
 LIMITED = ("parameters", "bytes", "latency_ms")
 SHAPES_AHEAD = 64

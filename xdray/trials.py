@@ -5,25 +5,18 @@ stages/ and log.txt as in a run. Trials share the start and the targets of their
 """
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    FiniteFloat,
-    NonNegativeInt,
-    TypeAdapter,
-    model_validator,
-)
 
 from xdray.config import Config
-from xdray.errors import ClusterError, TrainingError, XdrayError
+from xdray.errors import ClusterError, TrainingError
 from xdray.evaluation import measure_latency, num_parameters
 from xdray.learner import logits_of
 from xdray.learning import learn
@@ -34,13 +27,12 @@ from xdray.redaction import redact
 from xdray.sessions import LocalSession, Session
 from xdray.space import Fields, trial_config, trial_id
 from xdray.starts import start_fields
-from xdray.storage import fingerprint, read_object, write_bytes_atomic
-from xdray.strict_json import parse_json
+from xdray.storage import fingerprint
 from xdray.student import Student
 from xdray.task import Task
+from xdray.trial_files import all_trials, write_trial
 
 BYTES_PER_PARAMETER = 4  # weights are saved in float32
-ENDED = ("finished", "stopped", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,13 +166,18 @@ def learn_in_trial(
             path.write_bytes(whole[: whole.rfind(b"\n") + 1])
 
     def on_epoch(told: dict[str, Any]) -> None:
-        if told["dev"] is None or session.rank > 0:
+        if told["dev"] is None:
+            return
+        score = told["dev"][lesson.task.metric]
+        if not math.isfinite(score):  # the same on every rank
+            raise TrainingError(f"stage {told['stage']}: {lesson.task.metric} on dev is {score}")
+        if session.rank > 0:
             return
         line = {
             "stage": told["stage"],
             "epoch": told["epoch"],
             "done": round(told["done"], 4),
-            "score": told["dev"][lesson.task.metric],
+            "score": score,
             "seconds": round(time.monotonic() - started, 2),
         }
         with path.open("a", encoding="utf-8") as file:
@@ -234,98 +231,15 @@ def run_trial(
     return trial
 
 
-def write_trial(folder: Path, fields: Fields, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Write trial.json, what it said before kept; returns all of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "trial.json"
-    old = read_object(str(path)) if path.is_file() else {}
-    trial = {**old, "id": folder.name, "fields": fields, **more}
-    write_bytes_atomic(str(path), json.dumps(trial, indent=1).encode())
-    return trial
-
-
 def begin_trial(course: Course, fields: Fields, number: int, costs: Mapping[str, Any]) -> None:
     """Write the trial.json of a trial that is about to run, in place of one on other text."""
     folder = course.folder(fields)
     if (folder / "trial.json").is_file():
         shutil.rmtree(folder)
     begun = {"number": number, "status": "running", "course": course.key, "costs": costs}
+    begun["score"] = None
     write_trial(folder, fields, begun)
     course.send(fields)
-
-
-def has_ended(trial: Mapping[str, Any]) -> bool:
-    """Whether a trial is not run again by a later call: one that its machines failed is."""
-    return trial["status"] in ENDED and not trial.get("again")
-
-
-class _Costs(BaseModel):
-    """Of a student, as `student_costs` says them."""
-
-    model_config = ConfigDict(strict=True)
-
-    parameters: NonNegativeInt
-    embedding_parameters: NonNegativeInt
-    bytes: NonNegativeInt
-    latency_ms: FiniteFloat | None
-    latency_ms_32: FiniteFloat | None
-
-
-class _Trial(BaseModel):
-    """What a trial.json holds at least."""
-
-    model_config = ConfigDict(strict=True)
-
-    id: str
-    number: NonNegativeInt
-    course: str
-    fields: dict[str, Any]
-    costs: _Costs
-    status: Literal["running", "finished", "stopped", "failed"]
-    score: FiniteFloat | None = None
-    again: bool = False
-
-    @model_validator(mode="after")
-    def _scored(self) -> "_Trial":
-        if self.status in ("finished", "stopped") and self.score is None:
-            raise ValueError(f"{self.status}, without a score")
-        return self
-
-
-class _Told(BaseModel):
-    """What a line of reports.jsonl holds at least."""
-
-    model_config = ConfigDict(strict=True)
-
-    done: FiniteFloat
-    score: FiniteFloat
-
-
-def read_trial(path: Path) -> dict[str, Any]:
-    """Read a trial.json. Raises XdrayError."""
-    trial = read_object(str(path))
-    try:
-        _Trial.model_validate(trial)
-    except ValueError as error:
-        raise _damaged(path, path.parent, error) from error
-    return trial
-
-
-def read_costs(path: Path) -> dict[str, dict[str, Any]]:
-    """Read what students of some shapes cost. Raises XdrayError."""
-    costs = read_object(str(path))
-    try:
-        TypeAdapter(dict[str, _Costs]).validate_python(costs)
-    except ValueError as error:
-        raise _damaged(path, path, error) from error
-    return costs
-
-
-def _damaged(path: Path, goes: Path, error: Exception) -> XdrayError:
-    reason = " ".join(str(error).split())
-    return XdrayError(
-        f"{path}: damaged ({reason:.300}); delete {goes} and run the same command again"
-    )
 
 
 def read_trials(course: Course) -> list[dict[str, Any]]:
@@ -333,27 +247,6 @@ def read_trials(course: Course) -> list[dict[str, Any]]:
     return [
         trial for trial in all_trials(course.config.run.folder) if trial["course"] == course.key
     ]
-
-
-def all_trials(folder: str | Path) -> list[dict[str, Any]]:
-    """Return the trials under a search's folder, whatever text they learnt from."""
-    trials: list[dict[str, Any]] = []
-    for path in Path(folder).glob("trials/*/trial.json"):
-        trial = read_trial(path)
-        reports = path.with_name("reports.jsonl")
-        last = _last_reports(reports) if reports.is_file() else {}
-        trials.append({**trial, "reports": [last[done] for done in sorted(last)]})
-    return sorted(trials, key=lambda trial: trial["number"])
-
-
-def _last_reports(path: Path) -> dict[float, dict[str, Any]]:
-    """Share done to what was reported there; a resumed trial tells some epochs twice."""
-    whole = path.read_bytes().rpartition(b"\n")[0]  # what follows was being written
-    try:
-        told = [parse_json(line) for line in whole.splitlines()]
-        return {_Told.model_validate(line).done: line for line in told}
-    except ValueError as error:
-        raise _damaged(path, path.parent, error) from error
 
 
 def objectives_of(trial: Mapping[str, Any], objectives: Sequence[str]) -> list[float]:

@@ -131,14 +131,16 @@ class PoolWorker:
         return {**receipt, "index": index, "tries": tries}
 
 
-def keep_few_shapes() -> None:
-    """Let oneDNN, and PyTorch's layer above it, keep 64 compiled products, not 1,024 a thread.
+def keep_few_shapes(training: bool = False) -> None:
+    """Let oneDNN keep 64 compiled products, not one for each of the last 1,024 shapes of a batch.
 
-    One for each shape of a batch, half a GiB and more. Both read this once, at their first product.
-    What the user set stays.
+    PyTorch's layer above it too, 1,024 a thread, but where a process trains, whose steps would take
+    a tenth longer. Half a GiB and more. Both read this once, at their first product. What the user
+    set stays.
     """
-    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(cache, "64")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    if not training:
+        os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
 
 
 def trim_memory() -> None:
