@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def main() -> int:
     """Run rounds until the time is up; print a line for each, and the verdict."""
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 15.0
     rows: list[dict[str, float]] = []
+    owners: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
         teacher = _teacher(folder)
@@ -48,10 +50,12 @@ def main() -> int:
             print("| round | s | MiB | open files | processes | temporary files | killed |")
             print("|---|---|---|---|---|---|---|")
             while time.monotonic() - started < minutes * 60:
-                rows.append(_round(folder, teacher, len(rows)))
-                figures = " | ".join(f"{value:.0f}" for value in rows[-1].values())
-                print(f"| {len(rows)} | {figures} |", flush=True)
-    return _verdict(rows)
+                figures, its = _round(folder, teacher, len(rows))
+                rows.append(figures)
+                owners.append(its)
+                line = " | ".join(f"{value:.0f}" for value in figures.values())
+                print(f"| {len(rows)} | {line} |", flush=True)
+    return _verdict(rows, owners)
 
 
 def _teacher(folder: Path) -> str:
@@ -82,8 +86,8 @@ def _config(folder: Path, name: str, teacher: dict[str, Any], seed: int = 0) -> 
     return make_config(values, "soak")
 
 
-def _round(folder: Path, teacher: str, number: int) -> dict[str, float]:
-    """One run with its kills; the figures after it."""
+def _round(folder: Path, teacher: str, number: int) -> tuple[dict[str, float], dict[str, float]]:
+    """One run with its kills; the figures after it, and MiB by process."""
     started, name = time.monotonic(), str(number)
     tiny_corpus(str(folder / f"text-{name}"), seed=number)
     config = _config(folder, name, {"model": teacher}, seed=number)
@@ -99,15 +103,25 @@ def _round(folder: Path, teacher: str, number: int) -> dict[str, float]:
     for kind in ("text", "run", "targets"):
         shutil.rmtree(folder / f"{kind}-{name}")
     time.sleep(5.0)  # Ray ends processes that idle
-    pids = [os.getpid(), *descendants()]
-    return {
+    pids = {os.getpid(): "this-process", **descendants()}
+    owners: Counter[str] = Counter()
+    for pid, its in pids.items():
+        owners[_short(its)] += pss_kib(Path(f"/proc/{pid}"))
+    figures = {
         "seconds": time.monotonic() - started,
-        "mib": sum(pss_kib(Path(f"/proc/{pid}")) for pid in pids) / 1024,
+        "mib": sum(owners.values()) / 1024,
         "files": sum(_open_files(pid) for pid in pids),
         "processes": len(pids),
         "temporary": len(list(Path(tempfile.gettempdir()).glob("xdray-*"))),
         "killed": len(actors) + len(workers),
     }
+    return figures, {name: kib / 1024 for name, kib in owners.items()}
+
+
+def _short(title: str) -> str:
+    """Name a process by its program, or the Python file that it runs."""
+    words = [word.rpartition("/")[2] for word in title.split()]
+    return next((word for word in words[1:3] if word.endswith(".py")), words[0] if words else "")
 
 
 def _open_files(pid: int) -> int:
@@ -117,14 +131,24 @@ def _open_files(pid: int) -> int:
         return 0
 
 
-def _verdict(rows: list[dict[str, float]]) -> int:
+def _quarters(rows: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Return the second quarter and the last one."""
     quarter = max(1, len(rows) // 4)
-    early, late = rows[quarter : 2 * quarter] or rows[-1:], rows[-quarter:]
+    return rows[quarter : 2 * quarter] or rows[-1:], rows[-quarter:]
+
+
+def _verdict(rows: list[dict[str, float]], owners: list[dict[str, float]]) -> int:
+    early, late = _quarters(rows)
     flat = True
     for name, allowed in ALLOWED.items():
         before, after = (statistics.median(row[name] for row in its) for its in (early, late))
         flat &= after <= before * allowed
         print(f"{name}: {before:.0f} -> {after:.0f}, at most {before * allowed:.0f} is flat")
+    for name in owners[-1]:
+        before, after = (
+            statistics.median(its.get(name, 0.0) for its in of) for of in _quarters(owners)
+        )
+        print(f"  {name}: {before:.0f} -> {after:.0f} MiB")
     killed = int(sum(row["killed"] for row in rows))
     if len(rows) < 4 or not killed:
         print(f"{len(rows)} rounds, {killed} kills: too few to tell")
