@@ -52,7 +52,7 @@ def distill(config: Config, *, fresh: bool = False) -> Report:
     """Text in, small model out; finished steps are skipped, a finished run is found done."""
     started = time.monotonic()
     with open_run(config, fresh) as run, Cluster(config.cluster) as cluster:
-        report = run.read_json("report.json", status=str, stages=list, evaluation=dict)
+        report = run.read_json("report.json")
         if report is not None and not is_whole(report):
             raise ConfigError(
                 f"{run.named('report.json')}: damaged, or of something else, expected the report "
