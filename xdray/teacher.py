@@ -143,9 +143,10 @@ def load_teacher(model: str, task: Task, dtype: torch.dtype, device: str = "cpu"
                 device_map="auto" if device == "auto" else None,
             )
     except Exception as error:  # over a damaged config.json transformers raises a dozen kinds
+        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"{model}: no model for {task.kind} can be loaded from it: "
-            f"{' '.join(str(error).split())}; expected what save_pretrained writes"
+            f"{model}: no model for {task.kind} can be loaded from it: {reason:.500}; expected "
+            "what save_pretrained writes"
         ) from error
     missing = [k for k in sorted(report["missing_keys"]) if task.has_gold or "pooler" not in k]
     if missing:  # an encoder alone does without the pooler above it
@@ -178,9 +179,15 @@ def load_teacher(model: str, task: Task, dtype: torch.dtype, device: str = "cpu"
 
 
 def header_of(model: PreTrainedModel) -> list[str]:
-    """Names of a loaded model's labels in the order of its ids."""
+    """Names of a loaded model's labels in the order of its ids. Raises ConfigError."""
     names: Any = model.config.id2label
-    return [names[index] for index in range(len(names))]
+    found = [names.get(index) for index in range(len(names))]
+    if not all(isinstance(name, str) for name in found):
+        raise ConfigError(
+            f"{model.name_or_path}: config.json has id2label {names!r:.80}, expected a name for "
+            "each id from 0"
+        )
+    return found
 
 
 def embedding_table(model: str, task: Task) -> Tensor:
