@@ -109,7 +109,7 @@ def test_a_teacher_is_fine_tuned_from_a_configuration_alone_once_for_the_same_te
     assert finetune_only(tiny("tuned", teacher=teacher))["dev"] == first["dev"]
     assert model.stat().st_mtime_ns == stamp
     assert "fine-tuned before" in capsys.readouterr().out
-    (tmp_path / "tuned" / "teacher.json").write_text('{"key": "of other text"}')
+    (tmp_path / "tuned" / "teacher.json").write_text('{"key": "of other text", "seconds": 1.0}')
     finetune_only(tiny("tuned", teacher=teacher))
     assert model.stat().st_mtime_ns > stamp
 
