@@ -100,10 +100,8 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
     settings = config.teacher.finetune.model_dump(mode="json")
     base = {"finetune": settings, "data": corpus.fingerprint, "seed": config.run.seed}
     key = fingerprint(base)
-    if (
-        folder.is_dir()
-        and (run.read_json("teacher.json", key=str, seconds=NUMBER) or {}).get("key") == key
-    ):
+    before = run.read_json("teacher.json", key=str, seconds=NUMBER) or {}
+    if folder.is_dir() and before.get("key") == key:
         run.console.say(f"teacher: fine-tuned before, taken from {run.named('teacher')}")
         return run.named("teacher")
     lesson = Lesson(
