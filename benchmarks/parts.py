@@ -680,10 +680,12 @@ def measure_memory(settings: Settings) -> Found:
                     env={**os.environ, "PYTHONPATH": str(ROOT)},
                     cwd=ROOT,
                 ).stdout
-                line = next(its for its in out.splitlines() if its.startswith("peak "))
-                peaks[part, sentences] = float(line.split()[1])
-                found.figures[f"{part}, {sentences} sentences, peak MiB"] = peaks[part, sentences]
-                print(f"  {part}, {sentences}: {line}", flush=True)
+                lines = out[out.rindex("peak ") :].splitlines()
+                peaks[part, sentences] = float(lines[0].split()[1])
+                what = f"{part}, {sentences} sentences"
+                found.figures[f"{what}, peak MiB"] = peaks[part, sentences]
+                found.notes.append(f"memory: {what}: " + ", ".join(its.strip() for its in lines))
+                print(f"  {found.notes[-1]}", flush=True)
             report = json.loads((folder / "run" / "report.json").read_text(encoding="utf-8"))
             found.figures[f"targets of {sentences} sentences, bytes"] = report["targets"]["bytes"]
     least, most = min(settings.memory_sentences), max(settings.memory_sentences)

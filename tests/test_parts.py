@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from xdray.errors import TargetsError
+from xdray.errors import ClusterError, TargetsError
 from xdray.hidden import Hidden
 from xdray.parts import PartFile
 
@@ -74,6 +74,33 @@ def test_float16_rows_are_decoded_one_for_one() -> None:
     values = RANDOM.standard_normal((9, 4)).astype(np.float16)
     taken = Hidden(values).take(np.array([8, 2]))
     assert taken.tolist() == [[float(v) for v in values[8]], [float(v) for v in values[2]]]
+
+
+def test_a_file_passes_through_no_memory(tmp_path: Path) -> None:
+    lengths = np.full(600, 40, np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    values = np.zeros((24_000, 500), np.float16)
+    file = PartFile(str(tmp_path), "k", SHARD, "hidden-4-float16", 600)
+    facts = {"cut_words": 0, "width": 500, "layer": 4, "codec": "float16", "codec_error": 0.0}
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(pool)
+    try:
+        written = file.write({"sentence_id": NAMES}, {"hidden": values}, offsets, facts)
+    finally:
+        pa.set_memory_pool(before)
+    assert written == Path(file.uri).stat().st_size > values.nbytes == 24_000_000
+    assert pool.max_memory() < 20_000_000  # pages of the row group that is being written
+
+
+def test_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
+    file = PartFile(str(tmp_path), "k", SHARD, "logits", 600)
+    uri = Path(file.uri)
+    uri.parent.mkdir(parents=True)
+    (uri.parent / f".{uri.name}.0.tmp").symlink_to("/dev/full")
+    with pytest.raises(ClusterError, match=r"logits\.parquet: the disk is full: [\d,]+ bytes to wri"):
+        logits_file(tmp_path)
+    assert list(uri.parent.iterdir()) == []
 
 
 def test_the_file_is_plain_parquet_in_the_stated_layout(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt
 from xdray.errors import TargetsError
 from xdray.hidden import Hidden, directions_of, value_type
 from xdray.places import object_columns
-from xdray.storage import join, open_input, write_bytes_atomic
+from xdray.storage import join, open_input, write_atomic
 from xdray.strict_json import parse_json
 from xdray.tokenised import Signal
 
@@ -125,19 +125,19 @@ class PartFile:
         counts = {"rows": len(offsets) - 1, "tokens": int(offsets[-1])}
         footer = {**self._identity(), **counts, **facts}
         table = pa.table(columns).replace_schema_metadata({"xdray": json.dumps(footer)})
-        sink = pa.BufferOutputStream()
-        with pq.ParquetWriter(
-            sink,
-            table.schema,
-            compression="none",
-            use_dictionary=False,
-            write_statistics=False,
-            write_page_checksum=True,
-        ) as writer:
-            writer.write_table(table, row_group_size=ROW_GROUP)
-        data = sink.getvalue()
-        write_bytes_atomic(self.uri, data)
-        return data.size
+
+        def write(file: BinaryIO) -> None:
+            with pq.ParquetWriter(
+                file,
+                table.schema,
+                compression="none",
+                use_dictionary=False,
+                write_statistics=False,
+                write_page_checksum=True,
+            ) as writer:
+                writer.write_table(table, row_group_size=ROW_GROUP)
+
+        return write_atomic(self.uri, write, table.nbytes)
 
     def footer(self) -> dict[str, Any]:
         """Return what the footer says, and the file's "bytes". Raises TargetsError."""

@@ -8,6 +8,7 @@ named ".NAME.N.tmp", never listed, and removed by the next writer of NAME.
 
 import fcntl
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -16,7 +17,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote
 
 from xdray.errors import ClusterError, XdrayError
@@ -125,20 +126,29 @@ def open_input(uri: str) -> "pa.NativeFile":
 
 
 def write_bytes_atomic(uri: str, data: "bytes | memoryview | pa.Buffer") -> None:
-    """Write a whole file, so that whoever opens `uri` finds the old bytes or all of the new.
-
-    Makes the folders above it. Raises ClusterError where the disk is full or refuses.
-    """
+    """Write a whole file, as `write_atomic` does."""
     view = memoryview(data).cast("B")
+    write_atomic(uri, lambda file: file.write(view), view.nbytes)
+
+
+def write_atomic(uri: str, write: Callable[[BinaryIO], object], needed: int) -> int:
+    """Let `write` fill a file, so that whoever opens `uri` finds the old bytes or all of the new.
+
+    needed: bytes, about, as the error names them. Makes the folders above; returns the file's
+    bytes. Locally they pass through no memory; an object store gets them in one put. Raises
+    ClusterError where the disk is full or refuses.
+    """
     path = local_path(uri)
     try:
         if path is None:
-            put(uri, view)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, view)
+            sink = io.BytesIO()
+            write(sink)
+            put(uri, sink.getbuffer())
+            return sink.tell()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _replace(path, write)
     except OSError as error:
-        raise _unwritable(uri, view.nbytes, error) from error
+        raise _unwritable(uri, needed, error) from error
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -246,18 +256,18 @@ def system_of(uri: str) -> "tuple[FileSystem, str]":
     return LocalFileSystem(), str(path.resolve())
 
 
-def _replace(path: Path, view: memoryview) -> None:
-    """Write beside `path`, then rename onto it."""
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> int:
+    """Write beside `path`, then rename onto it; returns the bytes."""
     names = (path.with_name(f".{path.name}.{slot}.tmp") for slot in itertools.count())
     temporary, descriptor = _first_free(names)
     try:
-        written = 0
-        while written < len(view):
-            written += os.write(descriptor, view[written:])
+        with open(descriptor, "wb", closefd=False) as file:
+            write(file)
+            written = file.tell()
         os.ftruncate(descriptor, written)  # a dead writer may have left more
         os.fsync(descriptor)
         temporary.rename(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     finally:
@@ -271,6 +281,7 @@ def _replace(path: Path, view: memoryview) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+    return written
 
 
 def _first_free(names: Iterator[Path]) -> tuple[Path, int]:
