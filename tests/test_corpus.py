@@ -316,6 +316,19 @@ def test_shards_cross_neither_a_file_nor_depend_on_where_it_lies(tmp_path):
     assert [shard.shard_id for shard in longer[:2]] == [shard.shard_id for shard in first[:2]]
 
 
+def test_long_sentences_make_shards_of_fewer(tmp_path):
+    short, long = "four bytes", "x" * 400  # about 4 and 102 tokens
+    path = write(tmp_path / "x.txt", "\n".join([short] * 32 + [long] * 32))
+
+    def rows(**most: int) -> list[int]:
+        sources = TransferConfig(sources=[source(path)])
+        return [s.rows for s in plan_transfer(sources, NOTHING, 16, 0, **most).shards]
+
+    assert rows() == [16, 16, *[6] * 5, 2]  # 16 sentences of 32 tokens are 5.02 of 102
+    assert rows(max_length=34) == [16, 16, 16, 16]  # cut, 34 each
+    assert rows(max_length=64) == [16, 16, *[8] * 4]
+
+
 def test_shards_of_equal_sentences_have_different_ids_and_are_both_read(tmp_path):
     path = write(tmp_path / "x.txt", "a\nb\n" * 48)
     shards = plan([source(path)], 32).shards

@@ -144,7 +144,8 @@ class TargetsConfig(Section):
     """Of hidden states: float32, float16, int8 with one scale a token, or pca<k>, e.g. pca128: the
     k leading directions of each shard's states. Logits are float32 always."""
     shard_sentences: int = Field(default=4096, ge=16)
-    """Sentences a shard: the unit of work, of commit and of loss."""
+    """Sentences a shard at most, the unit of work, of commit and of loss; fewer where they are of
+    more than about 32 tokens, since all that the teacher says of a shard is in memory at once."""
 
     @field_validator("codec")
     @classmethod

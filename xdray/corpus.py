@@ -24,12 +24,14 @@ from xdray.readers import read_rows
 from xdray.redaction import redact
 from xdray.sampling import Draw, share_out
 from xdray.sentences import (
+    Content,
     Sentence,
     key_of,
     shard_hash,
     shard_id_of,
     squeeze,
     text_keys,
+    text_of,
 )
 from xdray.windows import Windows
 
@@ -47,6 +49,9 @@ __all__ = [
 ]
 
 UNKNOWN_LANGUAGE = "und"
+TOKENS_A_SENTENCE = 32
+"""A shard holds fewer sentences where they are longer: what the teacher says of it is in memory."""
+BYTES_A_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +177,14 @@ def plan_transfer(
     seed: int,
     windows: Windows | None = None,
     in_order: bool = False,
+    max_length: int = 512,
 ) -> TransferPlan:
     """Choose the transfer sentences and cut them into shards; the text itself is not kept.
 
-    in_order: shards follow the text, and hold all languages of it.
-
     excluded: `text_keys` of dev and test; sentences among them are dropped and counted. With caps
     a first pass counts each language, and the choice is a uniform draw of the exact number.
+    shard_sentences: at most; fewer where they have more than TOKENS_A_SENTENCE tokens, about, of
+    at most `max_length` each. in_order: shards follow the text, and hold all languages of it.
     """
     found = places_of_sources(transfer.sources, "data.transfer", windows)
     places = [place for _, place in found]
@@ -188,14 +194,18 @@ def plan_transfer(
     shards: list[Shard] = []
     for place in places:
         unfinished: dict[str, list[tuple[int, Row]]] = defaultdict(list)
+        tokens: Counter[str] = Counter()
         for index, language, row in _eligible(place, excluded, tallies):
             if draws is not None and not draws[language].take():
                 continue
             tallies[language]["taken"] += 1
             of = "" if in_order else language
             unfinished[of].append((index, row))
-            if len(unfinished[of]) == shard_sentences:
+            tokens[of] += about_tokens(row.content, max_length)
+            is_long = tokens[of] >= shard_sentences * TOKENS_A_SENTENCE
+            if is_long or len(unfinished[of]) == shard_sentences:
                 shards.append(_shard(place, of, unfinished.pop(of), copies))
+                del tokens[of]
         shards += [_shard(place, *rest, copies) for rest in unfinished.items()]
     if draws is None:
         taken = {name: tally["taken"] for name, tally in tallies.items()}
@@ -203,6 +213,11 @@ def plan_transfer(
     elif any(draw.left for draw in draws.values()):
         raise CorpusError("data.transfer: a file changed while it was read; run the command again")
     return TransferPlan(shards, _counts(tallies))
+
+
+def about_tokens(content: Content, max_length: int) -> int:
+    """Tokens of a sentence, special ones included, told by its UTF-8 bytes."""
+    return min(max_length, 2 + len(text_of(content).encode()) // BYTES_A_TOKEN)
 
 
 def _counts(tallies: Mapping[str, Counter[str]]) -> dict:

@@ -20,7 +20,7 @@ from xdray.checks import check_plan, label_names
 from xdray.cluster import plan_resources
 from xdray.config import Config
 from xdray.config_data import TransferConfig
-from xdray.corpus import places_of_sources
+from xdray.corpus import TOKENS_A_SENTENCE, about_tokens, places_of_sources
 from xdray.errors import ConfigError
 from xdray.fleet import read_fleet, seats, unseen_labels
 from xdray.header import ModelHeader, resolve_model
@@ -46,11 +46,13 @@ class Estimate:
 
     sentences: int
     shards: int
+    shard_sentences: int
+    """Of a full shard."""
     sample: list[str]
     """About 1,000 sentences."""
 
 
-def estimate_transfer(transfer: TransferConfig, shard_sentences: int) -> Estimate:
+def estimate_transfer(transfer: TransferConfig, shard_sentences: int, max_length: int) -> Estimate:
     """Estimate the number of sentences and shards after the caps, reading about 1,000 sentences."""
     all_places = [place for _, place in places_of_sources(transfer.sources, "data.transfer")]
     each = max(10, SAMPLE_SENTENCES // len(all_places))
@@ -66,8 +68,10 @@ def estimate_transfer(transfer: TransferConfig, shard_sentences: int) -> Estimat
     if not sample:
         raise ConfigError("data.transfer: the sources hold no sentence")
     sentences = min(sum(kept), transfer.sentences or sum(kept))
-    shards = sum(math.ceil(count / shard_sentences) for count in kept)
-    return Estimate(sentences, shards, sample)
+    tokens = sum(about_tokens(text, max_length) for text in sample) / len(sample)
+    full = max(1, int(shard_sentences * min(1.0, TOKENS_A_SENTENCE / tokens)))
+    shards = sum(math.ceil(count / full) for count in kept)
+    return Estimate(sentences, shards, full, sample)
 
 
 def _rows_of(place: Place, sample: Sequence[str]) -> int:
@@ -91,7 +95,9 @@ def make_plan(config: Config) -> dict[str, Any]:
     header = check_plan(config)
     stages = plan_stages(config, header.num_layers)
     layers = needed_layers(stages)
-    estimate = estimate_transfer(config.data.transfer, config.targets.shard_sentences)
+    estimate = estimate_transfer(
+        config.data.transfer, config.targets.shard_sentences, config.tokens.max_length
+    )
     resources = plan_resources(config, estimate.shards)
     tokens = _tokens_per_sentence(config, header, estimate.sample)
     task = load_task(config)
@@ -99,12 +105,12 @@ def make_plan(config: Config) -> dict[str, Any]:
     logits = classes * (1 if task.sentence_logits else tokens)
     bytes_each = _sentence_bytes(config, header, layers, logits, tokens)
     total = int(estimate.sentences * bytes_each)
-    shard_bytes = int(bytes_each * min(estimate.sentences, config.targets.shard_sentences))
+    shard_bytes = int(bytes_each * min(estimate.sentences, estimate.shard_sentences))
     passes = sum(stage.epochs for stage in stages if "transfer" in stage.splits)
     if config.targets.delivery == "stored":
         _check_disk(config, total)
     elif resources.available.source == THIS_MACHINE:
-        _check_memory(config, shard_bytes)
+        _check_memory(config, shard_bytes, estimate.shard_sentences)
     per_step = max(1.0, config.training.batch_tokens / tokens)
     fleet, at_once = config.cluster.fleet, config.targets.delivery == "streamed"
     return {
@@ -195,13 +201,13 @@ def _check_disk(config: Config, needed: int) -> None:
     )
 
 
-def _check_memory(config: Config, shard_bytes: int) -> None:
+def _check_memory(config: Config, shard_bytes: int, shard_sentences: int) -> None:
     """Refuse a stream whose shards do not go through the shared memory of a local Ray."""
     room = int(config.cluster.object_store_gib * 2**30)
     if shard_bytes * STREAM_SHARDS > room:
         most = config.targets.shard_sentences * room // (STREAM_SHARDS * shard_bytes)
         raise ConfigError(
-            f"targets.delivery: streamed: a shard of {config.targets.shard_sentences} sentences is "
+            f"targets.delivery: streamed: a shard of {shard_sentences} sentences is "
             f"about {shard_bytes / 2**20:.0f} MiB, and cluster.object_store_gib holds {room >> 20} "
             f"MiB for the {STREAM_SHARDS} or more under way; set targets.shard_sentences to "
             f"{max(16, most)} or less, or raise it"

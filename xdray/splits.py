@@ -39,6 +39,7 @@ def read_corpus(run: Run) -> Corpus:
         run.config.targets.shard_sentences,
         run.config.run.seed,
         task.windows,
+        max_length=run.config.tokens.max_length,
     )
     for split, labelled in splits.items():
         run.console.say(f"{split}: {_counts(labelled.counts)}")
