@@ -27,6 +27,7 @@ from xdray.corpus import (
 )
 from xdray.errors import ConfigError, CorpusError
 from xdray.labels import LabelSet
+from xdray.planning import estimate_transfer
 from xdray.tagged import read_tagged
 
 NOTHING: frozenset[int] = frozenset()
@@ -327,6 +328,14 @@ def test_long_sentences_make_shards_of_fewer(tmp_path):
     assert rows() == [16, 16, *[6] * 5, 2]  # 16 sentences of 32 tokens are 5.02 of 102
     assert rows(max_length=34) == [16, 16, 16, 16]  # cut, 34 each
     assert rows(max_length=64) == [16, 16, *[8] * 4]
+
+
+def test_a_plan_foretells_the_shards_of_long_sentences(tmp_path):
+    sources = TransferConfig(sources=[source(write(tmp_path / "x.txt", f"{'x' * 400}\n" * 400))])
+    estimate = estimate_transfer(sources, 64, max_length=512)
+    assert (estimate.sentences, estimate.shard_sentences) == (400, 20)
+    assert estimate.shards == len(plan_transfer(sources, NOTHING, 64, 0).shards) == 20
+    assert estimate_transfer(sources, 64, max_length=32).shard_sentences == 64
 
 
 def test_shards_of_equal_sentences_have_different_ids_and_are_both_read(tmp_path):
