@@ -1,5 +1,6 @@
 """Batches: budgets, padding, held-out sentences, and the same plan on every rank."""
 
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -78,6 +79,22 @@ def test_a_source_that_ends_early_is_an_error():
 
     with pytest.raises(TargetsError, match="ended 1 shards too early"):
         list(Loader(_plan(Short(LENGTHS[:2])), (), 0, None).batches(0))
+
+
+def test_one_window_at_a_time_is_in_memory():
+    class Watched(Shards):
+        def load(self, shard: int, layers: Sequence[Signal]) -> Tokens:
+            tokens = super().load(shard, layers)
+            loaded.append(weakref.ref(tokens))
+            most.append(sum(its() is not None for its in loaded))
+            return tokens
+
+    loaded: list[weakref.ref[Tokens]] = []
+    most: list[int] = []
+    for _ in Loader(_plan(Watched([[3, 4]] * 6)), (), 0, None).batches(0):
+        pass
+    assert len(most) == 6
+    assert max(most) == 2  # shards of a window
 
 
 def test_ranks_with_shards_of_their_own_take_equal_steps_and_see_all():
@@ -175,6 +192,11 @@ def test_held_out_sentences_are_never_trained_on():
     assert not set(trained) & set(held)
     assert len(set(trained)) + len(set(held)) == 200 * 2 + 200 * 3
     assert 0.1 < len(held) / (len(trained) + len(held)) < 0.3
+
+
+def test_no_more_are_held_out_than_stay_in_memory():
+    plan = _plan(Shards([[3] * 10_000] * 3), held_out=0.4)
+    assert 1_800 < sum(len(rows) for _, rows in plan.held_out_rows()) < 2_200
 
 
 def test_held_out_is_decided_by_the_id_alone():

@@ -43,6 +43,7 @@ class Loader:
             position += len(batches)
             if skip < len(batches):
                 reader = reader or self._open(epoch, done)
+                loaded = []  # else two windows were in memory
                 loaded = list(itertools.islice(reader, len(shards)))
                 if len(loaded) < len(shards):
                     raise TargetsError(
