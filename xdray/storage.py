@@ -128,7 +128,13 @@ def open_input(uri: str) -> "pa.NativeFile":
 def write_bytes_atomic(uri: str, data: "bytes | memoryview | pa.Buffer") -> None:
     """Write a whole file, as `write_atomic` does."""
     view = memoryview(data).cast("B")
-    write_atomic(uri, lambda file: file.write(view), view.nbytes)
+    if local_path(uri) is not None:
+        write_atomic(uri, lambda file: file.write(view), view.nbytes)
+        return
+    try:
+        put(uri, view)  # no copy: the mirror maps files of any size
+    except OSError as error:
+        raise _unwritable(uri, view.nbytes, error) from error
 
 
 def write_atomic(uri: str, write: Callable[[BinaryIO], object], needed: int) -> int:
