@@ -321,9 +321,11 @@ def test_long_sentences_make_shards_of_fewer(tmp_path):
     short, long = "four bytes", "x" * 400  # about 4 and 102 tokens
     path = write(tmp_path / "x.txt", "\n".join([short] * 32 + [long] * 32))
 
-    def rows(**most: int) -> list[int]:
+    def rows(max_length: int = 512) -> list[int]:
         sources = TransferConfig(sources=[source(path)])
-        return [s.rows for s in plan_transfer(sources, NOTHING, 16, 0, **most).shards]
+        return [
+            s.rows for s in plan_transfer(sources, NOTHING, 16, 0, max_length=max_length).shards
+        ]
 
     assert rows() == [16, 16, *[6] * 5, 2]  # 16 sentences of 32 tokens are 5.02 of 102
     assert rows(max_length=34) == [16, 16, 16, 16]  # cut, 34 each
