@@ -24,14 +24,13 @@ from xdray.readers import read_rows
 from xdray.redaction import redact
 from xdray.sampling import Draw, share_out
 from xdray.sentences import (
-    Content,
     Sentence,
+    about_tokens,
     key_of,
     shard_hash,
     shard_id_of,
     squeeze,
     text_keys,
-    text_of,
 )
 from xdray.windows import Windows
 
@@ -51,7 +50,6 @@ __all__ = [
 UNKNOWN_LANGUAGE = "und"
 TOKENS_A_SENTENCE = 32
 """A shard holds fewer sentences where they are longer: what the teacher says of it is in memory."""
-BYTES_A_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,11 +211,6 @@ def plan_transfer(
     elif any(draw.left for draw in draws.values()):
         raise CorpusError("data.transfer: a file changed while it was read; run the command again")
     return TransferPlan(shards, _counts(tallies))
-
-
-def about_tokens(content: Content, max_length: int) -> int:
-    """Tokens of a sentence, special ones included, told by its UTF-8 bytes."""
-    return min(max_length, 2 + len(text_of(content).encode()) // BYTES_A_TOKEN)
 
 
 def _counts(tallies: Mapping[str, Counter[str]]) -> dict:

@@ -20,7 +20,7 @@ from xdray.checks import check_plan, label_names
 from xdray.cluster import plan_resources
 from xdray.config import Config
 from xdray.config_data import TransferConfig
-from xdray.corpus import TOKENS_A_SENTENCE, about_tokens, places_of_sources
+from xdray.corpus import TOKENS_A_SENTENCE, places_of_sources
 from xdray.errors import ConfigError
 from xdray.fleet import read_fleet, seats, unseen_labels
 from xdray.header import ModelHeader, resolve_model
@@ -30,7 +30,7 @@ from xdray.places import Place, Span, open_place
 from xdray.readers import read_rows
 from xdray.recipes import plan_stages
 from xdray.resources import THIS_MACHINE
-from xdray.sentences import text_of
+from xdray.sentences import about_tokens, text_of
 from xdray.stages import needed_layers
 from xdray.storage import free_space, size
 from xdray.tokenised import Signal
