@@ -321,23 +321,26 @@ def test_long_sentences_make_shards_of_fewer(tmp_path):
     short, long = "four bytes", "x" * 400  # about 4 and 102 tokens
     path = write(tmp_path / "x.txt", "\n".join([short] * 32 + [long] * 32))
 
-    def rows(max_length: int = 512) -> list[int]:
+    def rows(max_length: int | None) -> list[int]:
         sources = TransferConfig(sources=[source(path)])
         return [
             s.rows for s in plan_transfer(sources, NOTHING, 16, 0, max_length=max_length).shards
         ]
 
-    assert rows() == [16, 16, *[6] * 5, 2]  # 16 sentences of 32 tokens are 5.02 of 102
-    assert rows(max_length=34) == [16, 16, 16, 16]  # cut, 34 each
-    assert rows(max_length=64) == [16, 16, *[8] * 4]
+    assert rows(512) == [16, 16, *[6] * 5, 2]  # 16 sentences of 32 tokens are 5.02 of 102
+    assert rows(34) == rows(None) == [16, 16, 16, 16]  # cut, 34 each
+    assert rows(64) == [16, 16, *[8] * 4]
 
 
-def test_a_plan_foretells_the_shards_of_long_sentences(tmp_path):
-    sources = TransferConfig(sources=[source(write(tmp_path / "x.txt", f"{'x' * 400}\n" * 400))])
-    estimate = estimate_transfer(sources, 64, max_length=512)
-    assert (estimate.sentences, estimate.shard_sentences) == (400, 20)
-    assert estimate.shards == len(plan_transfer(sources, NOTHING, 64, 0).shards) == 20
-    assert estimate_transfer(sources, 64, max_length=32).shard_sentences == 64
+@pytest.mark.parametrize(("length", "size", "each"), [(400, 64, 21), (1800, 16, 2), (8, 64, 64)])
+def test_a_plan_foretells_the_shards_of_long_sentences(tmp_path, length, size, each):
+    path = write(tmp_path / "x.txt", f"{'x' * length}\n" * 1260)
+    sources = TransferConfig(sources=[source(path)])
+    estimate = estimate_transfer(sources, size, max_length=512)
+    shards = plan_transfer(sources, NOTHING, size, 0, max_length=512).shards
+    assert estimate.sentences == 1260
+    assert estimate.shard_sentences == shards[0].rows == each
+    assert estimate.shards == len(shards)
 
 
 def test_shards_of_equal_sentences_have_different_ids_and_are_both_read(tmp_path):

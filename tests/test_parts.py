@@ -93,13 +93,16 @@ def test_a_file_passes_through_no_memory(tmp_path: Path) -> None:
     assert pool.max_memory() < 20_000_000  # pages of the row group that is being written
 
 
-def test_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
-    file = PartFile(str(tmp_path), "k", SHARD, "logits", 600)
+@pytest.mark.parametrize("times", [1, 100])  # the last flush finds it; a write half-way does
+def test_a_full_disk_leaves_no_file(tmp_path: Path, times: int) -> None:
+    file = PartFile(str(tmp_path), "k", SHARD, "hidden-4-float16", 3)
     uri = Path(file.uri)
     uri.parent.mkdir(parents=True)
     (uri.parent / f".{uri.name}.0.tmp").symlink_to("/dev/full")
-    with pytest.raises(ClusterError, match=r"logits\.parquet: the disk is full: [\d,]+ bytes"):
-        logits_file(tmp_path)
+    values, offsets = np.zeros((6 * times, 500), np.float16), 2 * times * np.arange(4)
+    facts = {"cut_words": 0, "width": 500, "layer": 4, "codec": "float16", "codec_error": 0.0}
+    with pytest.raises(ClusterError, match=r"float16\.parquet: the disk is full: [\d,]+ bytes"):
+        file.write({"sentence_id": NAMES[:3]}, {"hidden": values}, offsets, facts)
     assert list(uri.parent.iterdir()) == []
 
 

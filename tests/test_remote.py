@@ -68,6 +68,13 @@ def test_a_storage_that_stays_away_is_a_clear_error_and_no_damaged_file(place: s
     assert storage.read_bytes(uri) == b"0123456789"
 
 
+def test_a_file_goes_to_remote_storage_without_a_copy(place: str, monkeypatch: Any):
+    data, put = bytes(1000), []
+    monkeypatch.setattr(storage, "put", lambda _, view: put.append(view.obj))
+    storage.write_bytes_atomic(storage.join(place, "x"), data)
+    assert put[0] is data
+
+
 def test_what_no_waiting_mends_is_told_at_once(place: str, tmp_path: Path):
     plan(tmp_path, [_fault("put", times=99, do="full")])
     with pytest.raises(ClusterError, match=r"store/x: the disk is full: 10 bytes to write"):

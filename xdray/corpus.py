@@ -175,14 +175,14 @@ def plan_transfer(
     seed: int,
     windows: Windows | None = None,
     in_order: bool = False,
-    max_length: int = 512,
+    max_length: int | None = None,
 ) -> TransferPlan:
     """Choose the transfer sentences and cut them into shards; the text itself is not kept.
 
     excluded: `text_keys` of dev and test; sentences among them are dropped and counted. With caps
     a first pass counts each language, and the choice is a uniform draw of the exact number.
-    shard_sentences: at most; fewer where they have more than TOKENS_A_SENTENCE tokens, about, of
-    at most `max_length` each. in_order: shards follow the text, and hold all languages of it.
+    shard_sentences: at most; with max_length, fewer where they have more than TOKENS_A_SENTENCE
+    tokens, about, of so many at most. in_order: shards follow the text, all languages of it.
     """
     found = places_of_sources(transfer.sources, "data.transfer", windows)
     places = [place for _, place in found]
@@ -199,7 +199,8 @@ def plan_transfer(
             tallies[language]["taken"] += 1
             of = "" if in_order else language
             unfinished[of].append((index, row))
-            tokens[of] += about_tokens(row.content, max_length)
+            if max_length is not None:
+                tokens[of] += about_tokens(row.content, max_length)
             is_long = tokens[of] >= shard_sentences * TOKENS_A_SENTENCE
             if is_long or len(unfinished[of]) == shard_sentences:
                 shards.append(_shard(place, of, unfinished.pop(of), copies))

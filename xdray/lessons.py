@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xdray.batches import HELD_OUT_LIMIT
 from xdray.config import Config
 from xdray.mirror import RAY_FOLDER, Mirror
 from xdray.sources import Stream
@@ -71,6 +72,7 @@ def lesson_base(
     return {
         "student": config.student.model_dump(mode="json"),
         "training": training,
+        "held_out_limit": HELD_OUT_LIMIT,  # else a stage would go on with another plan
         "task": config.task.model_dump(mode="json"),
         "metric": task.metric,
         "max_length": config.tokens.max_length,

@@ -69,7 +69,7 @@ def estimate_transfer(transfer: TransferConfig, shard_sentences: int, max_length
         raise ConfigError("data.transfer: the sources hold no sentence")
     sentences = min(sum(kept), transfer.sentences or sum(kept))
     tokens = sum(about_tokens(text, max_length) for text in sample) / len(sample)
-    full = max(1, int(shard_sentences * min(1.0, TOKENS_A_SENTENCE / tokens)))
+    full = min(shard_sentences, math.ceil(shard_sentences * TOKENS_A_SENTENCE / tokens))
     shards = sum(math.ceil(count / full) for count in kept)
     return Estimate(sentences, shards, full, sample)
 
@@ -209,8 +209,8 @@ def _check_memory(config: Config, shard_bytes: int, shard_sentences: int) -> Non
         raise ConfigError(
             f"targets.delivery: streamed: a shard of {shard_sentences} sentences is "
             f"about {shard_bytes / 2**20:.0f} MiB, and cluster.object_store_gib holds {room >> 20} "
-            f"MiB for the {STREAM_SHARDS} or more under way; set targets.shard_sentences to "
-            f"{max(16, most)} or less, or raise it"
+            f"MiB for the {STREAM_SHARDS} or more under way; set targets.shard_sentences, "
+            f"{config.targets.shard_sentences} now, to {max(16, most)} or less, or raise it"
         )
 
 

@@ -6,6 +6,7 @@ folder; object stores, which show an object only once it is whole, get one put. 
 named ".NAME.N.tmp", never listed, and removed by the next writer of NAME.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -126,35 +127,30 @@ def open_input(uri: str) -> "pa.NativeFile":
 
 
 def write_bytes_atomic(uri: str, data: "bytes | memoryview | pa.Buffer") -> None:
-    """Write a whole file, as `write_atomic` does."""
+    """Write a whole file, so that whoever opens `uri` finds the old bytes or all of the new.
+
+    Makes the folders above it. Raises ClusterError where the disk is full or refuses.
+    """
     view = memoryview(data).cast("B")
-    if local_path(uri) is not None:
-        write_atomic(uri, lambda file: file.write(view), view.nbytes)
-        return
-    try:
-        put(uri, view)  # no copy: the mirror maps files of any size
-    except OSError as error:
-        raise _unwritable(uri, view.nbytes, error) from error
+    with _written(uri, view.nbytes):
+        if (path := local_path(uri)) is None:
+            put(uri, view)
+        else:
+            _replace(path, lambda file: file.write(view))
 
 
 def write_atomic(uri: str, write: Callable[[BinaryIO], object], needed: int) -> int:
-    """Let `write` fill a file, so that whoever opens `uri` finds the old bytes or all of the new.
+    """Let `write` fill a whole file, as `write_bytes_atomic` writes one; returns its bytes.
 
-    needed: bytes, about, as the error names them. Makes the folders above; returns the file's
-    bytes. Locally they pass through no memory; an object store gets them in one put. Raises
-    ClusterError where the disk is full or refuses.
+    needed: bytes, about, as the error names them. Only for an object store they are in memory.
     """
-    path = local_path(uri)
-    try:
-        if path is None:
-            sink = io.BytesIO()
-            write(sink)
-            put(uri, sink.getbuffer())
-            return sink.tell()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return _replace(path, write)
-    except OSError as error:
-        raise _unwritable(uri, needed, error) from error
+    with _written(uri, needed):
+        if (path := local_path(uri)) is not None:
+            return _replace(path, write)
+        sink = io.BytesIO()
+        write(sink)
+        put(uri, sink.getbuffer())
+        return sink.tell()
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -264,6 +260,7 @@ def system_of(uri: str) -> "tuple[FileSystem, str]":
 
 def _replace(path: Path, write: Callable[[BinaryIO], object]) -> int:
     """Write beside `path`, then rename onto it; returns the bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     names = (path.with_name(f".{path.name}.{slot}.tmp") for slot in itertools.count())
     temporary, descriptor = _first_free(names)
     try:
@@ -282,11 +279,7 @@ def _replace(path: Path, write: Callable[[BinaryIO], object]) -> int:
         if (other := _claim(stray)) is not None:
             stray.unlink()
             os.close(other)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    to_disk(path.parent)
     return written
 
 
@@ -331,13 +324,19 @@ def full_disk(uri: str, error: BaseException) -> ClusterError | None:
     )
 
 
-def _unwritable(uri: str, needed: int, error: OSError) -> ClusterError:
-    if error.errno in FULL:
-        return ClusterError(
-            f"{uri}: the disk is full: {needed:,} bytes to write, {free_space(uri) or 0:,} free; "
-            "make room and run the same command again, what was finished stays"
-        )
-    return ClusterError(f"{uri}: cannot be written: {error}; name a place that can be")
+@contextlib.contextmanager
+def _written(uri: str, needed: int) -> Iterator[None]:
+    """Make a ClusterError of the OSError that ends writing so many bytes."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot be written: {error}; name a place that can be"
+        if error.errno in FULL:
+            reason = (
+                f"the disk is full: {needed:,} bytes to write, {free_space(uri) or 0:,} free; "
+                "make room and run the same command again, what was finished stays"
+            )
+        raise ClusterError(f"{uri}: {reason}") from error
 
 
 def to_disk(path: Path) -> None:
