@@ -156,7 +156,7 @@ def test_the_plan_compares_deliveries_and_refuses_shards_that_do_not_fit(
     assert plan["streamed"]["teacher_passes_at_most"] == 5
     once = {"name": "one", "stages": [{**STAGES["stages"][0], "epochs": 1}]}
     assert make_plan(running("once", recipe=once))["deliveries"]["recommended"] == "streamed"
-    with pytest.raises(ConfigError, match=r"set targets\.shard_sentences to \d+ or less"):
+    with pytest.raises(ConfigError, match=r"set targets\.shard_sentences, 32 now, to \d+ or less"):
         make_plan(
             running(
                 "large", targets={"delivery": "streamed"}, cluster={"object_store_gib": 0.00001}
