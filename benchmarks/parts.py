@@ -34,7 +34,7 @@ from benchmarks.harness import (
 )
 from benchmarks.simulated import SleepingTeacher, share_of_ideal
 from xdray.annotation import annotate
-from xdray.batches import BatchPlan
+from xdray.batch_plan import BatchPlan
 from xdray.checks import check_plan
 from xdray.cluster import Cluster, map_shards
 from xdray.corpus import read_shard
@@ -377,7 +377,7 @@ def _batches(prepared: dict[str, Any], epoch: int) -> list[Any]:
     plan = BatchPlan(
         transfer_sources(lesson, 1)[0],
         lesson.stages[0].batch_tokens,
-        training.window_shards,
+        training.window_tokens,
         seed=0,
         held_out=training.held_out,
     )

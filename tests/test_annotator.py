@@ -16,14 +16,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTokenClassification
 
 from xdray.annotation import _actor_kwargs
-from xdray.annotator import Annotator
+from xdray.annotator import Annotator, StreamingAnnotator
+from xdray.batch_plan import BatchPlan
 from xdray.corpus import Sentence, inline_shards
 from xdray.errors import ClusterError, ConfigError, TargetsError
 from xdray.hidden import Hidden, token_bytes
 from xdray.labels import LabelSet
+from xdray.parts import CHUNK
 from xdray.recording import HiddenRecord, new_record
+from xdray.sources import StoredSource
 from xdray.targets import AnnotateTask, TargetStore
-from xdray.tokenised import qkv
+from xdray.tokenised import Tokens, qkv
 from xdray.tokens import fingerprint, load_tokenizer
 from xdray.weights import teacher_fingerprint
 
@@ -45,7 +48,12 @@ def tasks(tiny_text: Path) -> list[AnnotateTask]:
 def make(tmp_path: Path, tiny_teacher: Path, tiny_labels: LabelSet) -> Callable[..., Annotator]:
     """Return a factory of annotators: make(store name, **settings)."""
 
-    def build(name: str = "store", model: Path = tiny_teacher, **settings: Any) -> Annotator:
+    def build(
+        name: str = "store",
+        model: Path = tiny_teacher,
+        kind: type[Annotator] = Annotator,
+        **settings: Any,
+    ) -> Annotator:
         identity = {
             "teacher": teacher_fingerprint(str(model)),
             "tokenizer": fingerprint(load_tokenizer(str(model))),
@@ -54,7 +62,7 @@ def make(tmp_path: Path, tiny_teacher: Path, tiny_labels: LabelSet) -> Callable[
         store = TargetStore(str(tmp_path / name), identity)
         given = {"codec": "float16", "batch_tokens": 256} | settings
         task = tagging_task(tiny_labels, max_length=MAX_LENGTH)
-        return Annotator(str(model), task, store, **given)
+        return kind(str(model), task, store, **given)
 
     return build
 
@@ -93,6 +101,30 @@ def test_what_is_recorded_is_what_the_model_says_of_each_sentence_alone(
                 np.testing.assert_allclose(tokens.hidden[layer].take(index), expected, 1e-4, 1e-5)
     assert sum(receipt["cut_words"] for receipt in receipts) == view.cut_words >= 150
     assert max(lengths.max() for lengths in view.lengths) <= MAX_LENGTH
+
+
+def test_a_chunk_of_a_shard_is_streamed_as_it_is_read_from_the_store(
+    make: Callable[..., Annotator], tiny_labels: LabelSet
+) -> None:
+    sentences = [Sentence("", "en", f"the {'far ' * (n % 7)}{n}") for n in range(CHUNK + 40)]
+    (shard,) = inline_shards(sentences, 1024)
+    annotator, streaming = make(), make(kind=StreamingAnnotator, own=None, pieces="first")
+    annotator(AnnotateTask(shard, (1,)))
+    view = annotator.store.view([(shard.shard_id, shard.rows)], ["logits", "hidden-1-float16"])
+    source = StoredSource(view, "float16", tagging_task(tiny_labels), "first")
+    chunks = sorted(BatchPlan(source, 256, 256, seed=0).order(0))
+    assert chunks == [(0, 0, CHUNK), (0, CHUNK, CHUNK + 40)]
+    for chunk, stored in zip(chunks, source.read(chunks, (1,)), strict=True):
+        rows = range(chunk.start, chunk.stop)
+        streamed: Tokens = streaming(AnnotateTask(shard, (1,), rows))["tokens"]
+        assert np.array_equal(streamed.ids, stored.ids)
+        assert np.array_equal(streamed.offsets, stored.offsets)
+        assert streamed.logits is not None
+        assert stored.logits is not None
+        np.testing.assert_allclose(streamed.logits, stored.logits, 1e-4, 1e-5)
+        index = np.arange(len(stored.ids))
+        one, other = (its.hidden[1].take(index) for its in (streamed, stored))
+        np.testing.assert_allclose(one, other, 2e-3, 1e-4)  # float16 rounds either way
 
 
 def test_memory_short_beside_the_forward_pass_takes_smaller_batches_from_then_on(

@@ -1,7 +1,8 @@
 """Batches: budgets, padding, held-out sentences, and the same plan on every rank."""
 
+import itertools
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xdray.batches import BatchPlan, collate, id_draws
+from xdray.batch_plan import BatchPlan, Chunk, id_draws
+from xdray.batches import collate
 from xdray.errors import TargetsError
 from xdray.labels import IGNORE_INDEX
 from xdray.loader import Loader
@@ -28,9 +30,10 @@ class Table:
 class Shards:
     """A source in memory. Token ids count up from 10 over all shards, so each is its own name."""
 
-    def __init__(self, lengths: list[list[int]]) -> None:
+    def __init__(self, lengths: list[list[int]], chunk_rows: int = 100) -> None:
         self._lengths = [np.array(part, dtype=np.int64) for part in lengths]
-        self.loaded: list[int] = []
+        self.chunk_rows = chunk_rows
+        self.loaded: list[Chunk] = []
 
     def shard_lengths(self) -> list[np.ndarray]:
         return self._lengths
@@ -40,17 +43,22 @@ class Shards:
 
     forwarded = 0
 
-    def read(self, shards: Sequence[int], layers: Sequence[Signal]) -> Generator[Tokens]:
-        yield from (self.load(shard, layers) for shard in shards)
+    def read(self, chunks: Iterable[Chunk], layers: Sequence[Signal]) -> Generator[Tokens]:
+        yield from (self.load(chunk, layers) for chunk in chunks)
 
     def read_rows(self, parts: Sequence[Any], layers: Sequence[Signal]) -> Iterator[Any]:
-        yield from ((self.load(shard, layers), rows) for shard, rows in parts)
+        yield from ((self.whole(shard, layers), rows) for shard, rows in parts)
 
-    def load(self, shard: int, layers: Sequence[Signal]) -> Tokens:
-        self.loaded.append(shard)
-        lengths = self._lengths[shard]
+    def whole(self, shard: int, layers: Sequence[Signal] = ()) -> Tokens:
+        return self.load(Chunk(shard, 0, len(self._lengths[shard])), layers)
+
+    def load(self, chunk: Chunk, layers: Sequence[Signal]) -> Tokens:
+        self.loaded.append(chunk)
+        shard, start, stop = chunk
+        lengths = self._lengths[shard][start:stop]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        first = 10 + sum(int(part.sum()) for part in self._lengths[:shard])
+        before = [*self._lengths[:shard], self._lengths[shard][:start]]
+        first = 10 + sum(int(part.sum()) for part in before)
         ids = np.arange(first, first + offsets[-1], dtype=np.int32)
         word_ids = np.concatenate([np.arange(n) - 1 for n in lengths]).astype(np.int32)
         word_ids[offsets[1:] - 1] = -1  # the last token is special too
@@ -74,27 +82,27 @@ def test_a_half_full_batch_ends_where_sentences_get_longer():
 
 def test_a_source_that_ends_early_is_an_error():
     class Short(Shards):
-        def read(self, shards: Sequence[int], layers: Sequence[Signal]) -> Generator[Tokens]:
-            yield from super().read(shards[:1], layers)
+        def read(self, chunks: Iterable[Chunk], layers: Sequence[Signal]) -> Generator[Tokens]:
+            yield from super().read(itertools.islice(chunks, 1), layers)
 
-    with pytest.raises(TargetsError, match="ended 1 shards too early"):
+    with pytest.raises(TargetsError, match="ended 1 chunks of shards too early"):
         list(Loader(_plan(Short(LENGTHS[:2])), (), 0, None).batches(0))
 
 
 def test_one_window_at_a_time_is_in_memory():
     class Watched(Shards):
-        def load(self, shard: int, layers: Sequence[Signal]) -> Tokens:
-            tokens = super().load(shard, layers)
+        def load(self, chunk: Chunk, layers: Sequence[Signal]) -> Tokens:
+            tokens = super().load(chunk, layers)
             loaded.append(weakref.ref(tokens))
             most.append(sum(its() is not None for its in loaded))
             return tokens
 
     loaded: list[weakref.ref[Tokens]] = []
     most: list[int] = []
-    for _ in Loader(_plan(Watched([[3, 4]] * 6)), (), 0, None).batches(0):
+    for _ in Loader(_plan(Watched([[3, 4]] * 6, 1), window_tokens=7), (), 0, None).batches(0):
         pass
-    assert len(most) == 6
-    assert max(most) == 2  # shards of a window
+    assert len(most) == 12
+    assert max(most) == 2  # chunks of a window
 
 
 def test_ranks_with_shards_of_their_own_take_equal_steps_and_see_all():
@@ -108,9 +116,7 @@ def test_ranks_with_shards_of_their_own_take_equal_steps_and_see_all():
     assert plans[1].num_steps(0) < plans[0].num_steps(0)
     for share, source in zip(shares, sources, strict=True):
         every = [
-            tokens
-            for number in range(len(source.shard_ids()))
-            for tokens in [source.load(number, ())]
+            tokens for number in range(len(source.shard_ids())) for tokens in [source.whole(number)]
         ]
         assert _seen(share) == sorted(
             int(token) for tokens in every for token in tokens.ids[tokens.word_ids >= 0]
@@ -121,7 +127,7 @@ def test_ranks_with_shards_of_their_own_take_equal_steps_and_see_all():
 
 
 def test_collating_pads_after_mapping_ids_and_keeps_no_special_token():
-    tokens = Shards([[3, 5]]).load(0, (4,))
+    tokens = Shards([[3, 5]]).whole(0, (4,))
     id_map = np.arange(100)[::-1].copy()
     batch = collate(tokens, np.array([0, 1]), pad_id=7, id_map=id_map)
     assert batch.input_ids.tolist() == [[89, 88, 87, 7, 7], [86, 85, 84, 83, 82]]
@@ -135,7 +141,7 @@ def test_collating_pads_after_mapping_ids_and_keeps_no_special_token():
 
 
 def _plan(source: Shards, **settings: float) -> BatchPlan:
-    values = {"batch_tokens": 24, "window_shards": 2, "seed": 3, **settings}
+    values = {"batch_tokens": 24, "window_tokens": 45, "seed": 3, **settings}
     return BatchPlan(source, **values)  # type: ignore[arg-type]
 
 
@@ -171,12 +177,35 @@ def test_an_epoch_continued_at_a_step_gives_the_same_batches_and_reads_no_earlie
     source = Shards(LENGTHS)
     loader = Loader(_plan(source), (), 0, None)
     whole = [batch.input_ids for batch in loader.batches(2)]
-    first_window = len(next(loader.plan.windows(2))[1])
+    first, *others = loader.plan.windows(2)
+    first_window = len(first[1])
     source.loaded.clear()
     rest = [batch.input_ids for batch in loader.batches(2, start=first_window)]
-    assert len(source.loaded) == 2
+    assert source.loaded == [chunk for chunks, _ in others for chunk in chunks]
+    assert len(source.loaded) == 2  # of 4
     for left, right in zip(whole[first_window:], rest, strict=True):
         assert torch.equal(left, right)
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=12), min_size=1, max_size=6),
+    chunk_rows=st.integers(1, 5),
+    window_tokens=st.integers(1, 60),
+)
+def test_an_epoch_has_every_sentence_once_in_windows_of_chunks_of_many_shards(
+    lengths: list[list[int]], chunk_rows: int, window_tokens: int
+):
+    source = Shards(lengths, chunk_rows)
+    plan = _plan(source, window_tokens=window_tokens)
+    every = [row for shard in range(len(lengths)) for row in [source.whole(shard)]]
+    words = sorted(int(token) for t in every for token in t.ids[t.word_ids >= 0])
+    source.loaded.clear()
+    assert _seen(list(Loader(plan, (), 0, None).batches(1))) == words
+    assert source.loaded == list(plan.order(1))
+    for chunks, _ in plan.windows(1):
+        tokens = sum(sum(lengths[shard][start:stop]) for shard, start, stop in chunks)
+        assert tokens <= window_tokens or len(chunks) == 1
+        assert all(stop - start <= chunk_rows for _, start, stop in chunks)
 
 
 def test_epochs_come_in_other_orders():
@@ -200,18 +229,21 @@ def test_no_more_are_held_out_than_stay_in_memory():
 
 
 def test_held_out_is_decided_by_the_id_alone():
-    longer, shorter = id_draws("abc", 500), id_draws("abc", 100)
-    assert longer[:100].tolist() == shorter.tolist()
-    assert id_draws("abd", 500).tolist() != longer.tolist()
+    longer, some = id_draws("abc", range(500)), id_draws("abc", range(100, 200))
+    assert longer[100:200].tolist() == some.tolist()
+    assert id_draws("abd", range(500)).tolist() != longer.tolist()
 
 
 def test_a_smaller_share_is_part_of_a_larger_one_and_held_out_sentences_stay_the_same():
     shards = Shards([[3, 5, 4] * 100, [6] * 200])
     seen, held = {}, set()
     for share in (0.25, 0.5, 1.0):
-        plan = BatchPlan(shards, 60, 2, seed=0, held_out=0.1, share=share)
+        plan = BatchPlan(shards, 60, 10**6, seed=0, held_out=0.1, share=share)
         seen[share] = {
-            pair for _, batches in plan.windows(0) for batch in batches for pair in batch
+            (chunks[owner], row)
+            for chunks, batches in plan.windows(0)
+            for batch in batches
+            for owner, row in batch
         }
         held.add(str(plan.held_out_rows()))
     assert seen[0.25] < seen[0.5] < seen[1.0]
@@ -227,7 +259,7 @@ def test_first_tokens_of_words_are_marked_across_sentences():
 
 
 def test_labels_that_are_ignored_are_not_counted():
-    tokens = Shards([[4, 4]]).load(0, ())
+    tokens = Shards([[4, 4]]).whole(0)
     labels = np.full(8, IGNORE_INDEX, dtype=np.int64)
     labels[1] = 2
     tokens.labels = labels

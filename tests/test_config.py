@@ -194,7 +194,7 @@ def test_the_keys_of_the_config_are_a_decision():
         "training": (
             "accumulation autocast batch_tokens checkpoint_seconds clip epochs final_rate "
             "held_out learning_rate max_failures partial_epochs patience schedule train_share "
-            "transfer_share warmup weight_decay window_shards workers"
+            "transfer_share warmup weight_decay window_tokens workers"
         ),
         "export": "formats max_loss teacher",
         "evaluation": "baseline bootstrap hard_labels latency latency_length metric",

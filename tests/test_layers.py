@@ -67,6 +67,7 @@ ROWS = (
         "embeddings",
         "resources",
         "batches",
+        "batch_plan",
         "forwarding",
         "parts",
         "sample",

@@ -10,7 +10,7 @@ import pytest
 
 from xdray.errors import ClusterError, TargetsError
 from xdray.hidden import Hidden
-from xdray.parts import PartFile
+from xdray.parts import CHUNK, PartFile
 
 SHARD = "0123456789abcdef" * 2
 LENGTHS = np.array([3, 1, 4] * 200, np.uint16)
@@ -53,6 +53,24 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     expected = STATES[index].astype(np.float32) * SCALES[index][:, None]
     assert np.array_equal(hidden.take(index), expected)
     assert hidden.take(index).dtype == np.float32
+
+
+def test_whole_row_groups_are_read_alone(tmp_path: Path) -> None:
+    """600 rows in groups of 256, 256 and 88; a stretch of rows that cuts one is an error."""
+    logits, hidden = logits_file(tmp_path), hidden_file(tmp_path)
+    for start, stop in ((0, 256), (256, 600), (CHUNK, 600), (0, CHUNK)):
+        place = slice(OFFSETS[start], OFFSETS[stop])
+        flat = logits.read(["ids", "logits"], LENGTHS[start:stop], start)
+        assert np.array_equal(flat["ids"][:, 0], IDS[place])
+        assert np.array_equal(flat["logits"], LOGITS[place])
+        states = hidden.hidden(LENGTHS[start:stop], start)
+        assert np.array_equal(states.values, STATES[place])
+        assert states.scales is not None
+        assert np.array_equal(states.scales, SCALES[place])
+    for start, stop in ((0, 255), (0, 257), (3, 256), (255, 600), (512, 599), (600, 601)):
+        its = np.resize(LENGTHS, 700)[start:stop]
+        with pytest.raises(TargetsError, match=r"\((no row group|rows|\d+ sentences)"):
+            logits.read(["ids"], its, start)
 
 
 def test_a_basis_lies_in_the_file_of_its_shard(tmp_path: Path) -> None:

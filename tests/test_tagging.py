@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from xdray.batches import Tokens
 from xdray.labels import IGNORE_INDEX, LabelSet
 from xdray.tasks.tagging import (
     decode_tags,
@@ -11,6 +10,7 @@ from xdray.tasks.tagging import (
     token_labels,
     word_logits,
 )
+from xdray.tokenised import Tokens
 
 LABELS = LabelSet(("O", "B-LOC", "I-LOC"))
 # [CLS] w0 w0 w1 [SEP] | [CLS] w0 w2 [SEP]   (word 1 of the second sentence has no token)

@@ -1,7 +1,7 @@
 """The loop: exact resume, the best state, the schedule, freezing, and what ends in an error."""
 
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import read_curves, tagging_task
 
-from xdray.batches import BatchPlan
+from xdray.batch_plan import BatchPlan, Chunk
 from xdray.config import Config, StudentConfig
 from xdray.configfile import make_config
 from xdray.console import Console
@@ -64,10 +64,10 @@ class Text:
     def shard_ids(self) -> list[str]:
         return ["a", "b"]
 
-    forwarded = 0
+    forwarded, chunk_rows = 0, 1000
 
-    def read(self, shards: Sequence[int], layers: Sequence[Any]) -> Generator[Tokens]:
-        yield from (self.shards[shard] for shard in shards)
+    def read(self, chunks: Iterable[Chunk], layers: Sequence[Any]) -> Generator[Tokens]:
+        yield from (self.shards[chunk.shard] for chunk in chunks)
 
     def read_rows(self, parts: Sequence[Any], layers: Sequence[Any]) -> Iterator[Any]:
         yield from ((self.shards[shard], rows) for shard, rows in parts)
@@ -101,7 +101,7 @@ def _student(config: Config) -> Student:
 def _accuracy(text: Text) -> Callable[[Any], dict[str, Any]]:
     def score(student: Any) -> dict[str, Any]:
         right = total = 0
-        for batch in Loader(BatchPlan(text, 500, 2, seed=0), (), 0, None).batches(0):
+        for batch in Loader(BatchPlan(text, 500, 10**6, seed=0), (), 0, None).batches(0):
             with torch.inference_mode():
                 logits = student(batch.input_ids, batch.attention_mask)[1].flatten(0, 1)
             assert batch.labels is not None
@@ -121,7 +121,7 @@ def _training(config: Config, folder: Path, **changes: Any) -> Training:
         held_out = {"transfer": 0.1, "train": 0.0}
         return {
             split: Loader(
-                BatchPlan(text, stage.batch_tokens, 2, seed=0, held_out=held_out[split]),
+                BatchPlan(text, stage.batch_tokens, 10**6, seed=0, held_out=held_out[split]),
                 stage.layers,
                 0,
                 None,

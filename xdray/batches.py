@@ -1,14 +1,10 @@
-"""Which sentences make a step: token-budget batches, length windows, the same plan on every rank.
+"""Some sentences as the tensors of a step.
 
-Only lengths are needed to plan, so the plan of an epoch is known before a shard is read, and each
-rank computes the same one. A global batch is split by rows, so one worker and two take the same
-step. B sentences in a batch, T tokens, N kept tokens, W teacher width, C classes.
+B sentences in a batch, T tokens, N kept tokens, W teacher width, C classes.
 """
 
-import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,37 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xdray.labels import IGNORE_INDEX
-from xdray.padding import pad, padded, token_budget_batches
+from xdray.padding import pad, padded
 from xdray.tokenised import Signal, Tokens, stretches, token_types
-
-HELD_OUT_LIMIT = 2_000
-"""Sentences held out at most, about: they stay in memory, decoded (60 kB each of 40 tokens and a
-layer of width 384), and are scored after each epoch."""
-
-
-class Source(Protocol):
-    """A split cut into shards of known lengths, read in the order asked for."""
-
-    forwarded: int
-    """Rows that the teacher was run for so far, to read them."""
-
-    def shard_lengths(self) -> Sequence[NDArray[np.uint16] | NDArray[np.int64]]:
-        """Tokens of each sentence, by shard."""
-        ...
-
-    def shard_ids(self) -> Sequence[str]:
-        """Names of the shards; a sentence is held out by the hash of its shard's name and row."""
-        ...
-
-    def read(self, shards: Sequence[int], layers: Sequence[Signal]) -> Generator[Tokens]:
-        """Yield these shards in this order, with these teacher layers."""
-        ...
-
-    def read_rows(
-        self, parts: Sequence[tuple[int, NDArray[np.int64]]], layers: Sequence[Signal]
-    ) -> Iterator[tuple[Tokens, NDArray[np.int64]]]:
-        """Yield (tokens, rows of them) for some rows of some shards."""
-        ...
 
 
 @dataclass
@@ -234,88 +201,3 @@ def _pieces(
     inside = owners >= 0
     places = (np.cumsum(kept) - 1)[owners[inside]]
     return torch.from_numpy(np.flatnonzero(real)[inside]), torch.from_numpy(places)
-
-
-def id_draws(shard_id: str, rows: int) -> NDArray[np.float64]:
-    """(rows,) a number below 1 for each sentence of a shard, by the hash of its id."""
-    prefix = zlib.crc32(shard_id.encode())
-    hashes = [zlib.crc32(row.to_bytes(4, "little"), prefix) for row in range(rows)]
-    return np.array(hashes) / 2**32
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How a split is cut into global batches, epoch by epoch."""
-
-    source: Source
-    batch_tokens: int
-    window_shards: int
-    seed: int
-    held_out: float = 0.0
-    """Share of the sentences that is kept for scoring."""
-    share: float = 1.0
-    """Of the rest, what is learnt from: a smaller share is part of a larger one."""
-
-    def _held_out(self) -> float:
-        total = sum(len(lengths) for lengths in self.source.shard_lengths())
-        return min(self.held_out, HELD_OUT_LIMIT / max(1, total))
-
-    def _rows(self, shard: int, held_out: bool) -> NDArray[np.int64]:
-        kept = self._held_out()
-        if not kept and self.share == 1:
-            return np.arange(0 if held_out else len(self.source.shard_lengths()[shard]))
-        draws = id_draws(self.source.shard_ids()[shard], len(self.source.shard_lengths()[shard]))
-        if held_out:
-            return np.flatnonzero(draws < kept)
-        return np.flatnonzero((draws >= kept) & (draws < kept + self.share * (1 - kept)))
-
-    def windows(self, epoch: int) -> Iterator[tuple[list[int], list[list[tuple[int, int]]]]]:
-        """For each window of an epoch its shards, and its batches as lists of (shard, row).
-
-        Shards come in an order drawn by seed and epoch; sentences are shuffled within the window,
-        sorted by length into batches, and the batches shuffled.
-        """
-        rng = self._rng(epoch)
-        order = rng.permutation(len(self.source.shard_lengths()))
-        for first in range(0, len(order), self.window_shards):
-            shards = order[first : first + self.window_shards].tolist()
-            yield shards, self._window_batches(shards, rng)
-
-    def order(self, epoch: int) -> list[int]:
-        """Shards of an epoch, window after window."""
-        return self._rng(epoch).permutation(len(self.source.shard_lengths())).tolist()
-
-    def _rng(self, epoch: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, epoch])
-
-    def _window_batches(
-        self, shards: list[int], rng: np.random.Generator
-    ) -> list[list[tuple[int, int]]]:
-        rows = [self._rows(shard, held_out=False) for shard in shards]
-        owner = np.repeat(np.arange(len(shards)), [len(part) for part in rows])
-        row = np.concatenate(rows) if rows else np.empty(0, np.int64)
-        lengths = np.concatenate(
-            [
-                np.asarray(self.source.shard_lengths()[shard], np.int64)[part]
-                for shard, part in zip(shards, rows, strict=True)
-            ]
-        )
-        shuffle = rng.permutation(len(row))
-        owner, row, lengths = owner[shuffle], row[shuffle], lengths[shuffle]
-        batches = token_budget_batches(lengths, self.batch_tokens)
-        rng.shuffle(batches)  # type: ignore[arg-type]
-        return [
-            list(zip(owner[batch].tolist(), row[batch].tolist(), strict=True)) for batch in batches
-        ]
-
-    def num_steps(self, epoch: int) -> int:
-        """Global batches of an epoch."""
-        return sum(len(batches) for _, batches in self.windows(epoch))
-
-    def held_out_rows(self) -> list[tuple[int, NDArray[np.int64]]]:
-        """(shard, rows) of the sentences kept for scoring; shards without any are left out."""
-        parts = [
-            (shard, self._rows(shard, held_out=True))
-            for shard in range(len(self.source.shard_ids()))
-        ]
-        return [(shard, rows) for shard, rows in parts if len(rows)]

@@ -263,8 +263,8 @@ class TrainingConfig(Section):
     larger one. The teacher reads all of them."""
     train_share: float = Field(default=1.0, gt=0, le=1)
     """The same for the labelled sentences."""
-    window_shards: int = Field(default=8, gt=0)
-    """Shards open at once; sentences are shuffled within this window."""
+    window_tokens: int = Field(default=2**19, gt=0)
+    """Tokens of transfer sentences in memory at once, about; these are shuffled and batched."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)
     """Between resumable checkpoints."""
     max_failures: int = Field(default=3, ge=0)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch import distributed as dist
 from transformers import PreTrainedTokenizerFast
 
-from xdray.batches import BatchPlan, Source
+from xdray.batch_plan import BatchPlan, Source
 from xdray.config import Config
 from xdray.console import Console
 from xdray.corpus import Sentence
@@ -118,7 +118,7 @@ def learn(
             BatchPlan(
                 source,
                 max(1, stage.batch_tokens // len(sources)),
-                config.training.window_shards,
+                config.training.window_tokens,
                 seed=config.run.seed,
                 held_out=config.training.held_out if split == "transfer" else 0.0,
                 share=getattr(config.training, f"{split}_share"),
@@ -146,7 +146,7 @@ def transfer_sources(lesson: Lesson, ranks: int) -> list[Source]:
     config, targets = lesson.config, lesson.config.targets
     view = TargetView.load(lesson.view, targets.store)
     if lesson.stream is None:
-        window = config.training.window_shards  # so many are in memory anyway
+        window = config.training.window_tokens  # so many are in memory anyway
         return [StoredSource(view, targets.codec, lesson.task, config.tokens.pieces, window)]
     return [StreamedSource(lesson.stream, view, lesson.task, rank, ranks) for rank in range(ranks)]
 

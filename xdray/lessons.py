@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xdray.batches import HELD_OUT_LIMIT
+from xdray.batch_plan import HELD_OUT_LIMIT
 from xdray.config import Config
 from xdray.mirror import RAY_FOLDER, Mirror
+from xdray.parts import CHUNK
 from xdray.sources import Stream
 from xdray.stages import Stage
 from xdray.storage import join
@@ -72,7 +73,7 @@ def lesson_base(
     return {
         "student": config.student.model_dump(mode="json"),
         "training": training,
-        "held_out_limit": HELD_OUT_LIMIT,  # else a stage would go on with another plan
+        "plan": [HELD_OUT_LIMIT, CHUNK],  # else a stage would go on with another one
         "task": config.task.model_dump(mode="json"),
         "metric": task.metric,
         "max_length": config.tokens.max_length,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xdray.batches import Batch, BatchPlan, collate, collate_many
+from xdray.batch_plan import BatchPlan
+from xdray.batches import Batch, collate, collate_many
 from xdray.errors import TargetsError
 from xdray.padding import token_budget_batches
 from xdray.tokenised import Signal, Tokens
@@ -38,35 +39,36 @@ class Loader:
         """Batches of an epoch from step `start` on; windows before it are not read."""
         position, done = 0, 0
         reader, loaded = None, []
-        for shards, batches in self.plan.windows(epoch):
+        for chunks, batches in self.plan.windows(epoch):
             skip = max(0, start - position)
             position += len(batches)
             if skip < len(batches):
                 reader = reader or self._open(epoch, done)
                 loaded = []  # else two windows were in memory
-                loaded = list(itertools.islice(reader, len(shards)))
-                if len(loaded) < len(shards):
+                loaded = list(itertools.islice(reader, len(chunks)))
+                if len(loaded) < len(chunks):
                     raise TargetsError(
-                        f"epoch {epoch}: the teacher's stream ended {len(shards) - len(loaded)} "
-                        "shards too early; the same command goes on from the last checkpoint"
+                        f"epoch {epoch}: the teacher's stream ended {len(chunks) - len(loaded)} "
+                        "chunks of shards too early; the same command goes on from the last "
+                        "checkpoint"
                     )
                 for batch in batches[skip:]:
                     yield self._rank_batch(loaded, batch)
-            done += len(shards)
+            done += len(chunks)
         if reader is not None:
             self._reader = (epoch + 1, reader) if epoch + 1 < self.epochs else None
         if self.others and (missing := self.num_steps(epoch) - max(start, position)) > 0:
-            loaded = loaded or list(self.plan.source.read([0], self.layers))
+            first = itertools.islice(self.plan.order(epoch), 1)
+            loaded = loaded or list(self.plan.source.read(first, self.layers))
             yield from itertools.repeat(self._collate(loaded, [(0, 0)]).unscored(), missing)
 
     def _open(self, epoch: int, done: int) -> Generator[Tokens]:
-        """Shards of an epoch from number `done` of its order on, and of the epochs after it."""
+        """Chunks of an epoch from number `done` of its order on, and of the epochs after it."""
         if self._reader is not None and self._reader[0] == epoch and not done:
             return self._reader[1]
-        order = self.plan.order(epoch)[done:]
-        for later in range(epoch + 1, self.epochs):
-            order += self.plan.order(later)
-        return self.plan.source.read(order, self.layers)
+        epochs = range(epoch, max(epoch + 1, self.epochs))
+        chunks = itertools.chain.from_iterable(self.plan.order(its) for its in epochs)
+        return self.plan.source.read(itertools.islice(chunks, done, None), self.layers)
 
     def close(self) -> None:
         """Read no further: a teacher that is streamed ends its work."""

@@ -19,6 +19,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -38,6 +39,9 @@ LOGITS = "logits"
 TOKENS = "tokens-"
 TEXT = ("ids", "word_ids")
 ROW_GROUP = 256
+CHUNK = 2 * ROW_GROUP
+"""Sentences of a shard that training reads, or a stream forwards, at once. A shard is of one
+language: chunks of many shards mix them, where as many whole ones would not fit the memory."""
 _BROKEN = (OSError, ValueError, LookupError, TypeError, pa.ArrowException)
 """What pyarrow and numpy raise over damaged files."""
 _TYPES: dict[str, Any] = {
@@ -151,11 +155,14 @@ class PartFile:
         except _BROKEN as error:
             raise self._damaged(str(error)) from error
 
-    def read(self, names: Sequence[str], lengths: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def read(
+        self, names: Sequence[str], lengths: NDArray[Any], start: int = 0
+    ) -> dict[str, NDArray[Any]]:
         """Read columns with values a token: (N, values a token) each, of their own type.
 
-        Logits by sentence come as (S, C). lengths: (S,) that the sentences must have. Raises
-        TargetsError for a file that is missing, damaged or of other sentences.
+        Logits by sentence come as (S, C). lengths: (S,) that the sentences from row `start` on must
+        have; they are whole row groups. Raises TargetsError for a file that is missing, damaged or
+        of other sentences.
         """
         file, footer = self._open()
         widths = {"logits": footer["width"], "hidden": footer["width"]}
@@ -170,7 +177,7 @@ class PartFile:
         flat = {name: np.empty(shapes[name], types[name]) for name in names}
         there = {name: its for name, its in flat.items() if its.shape[1]}
         try:
-            self._fill(file, there, lengths, alone)
+            self._fill(file, there, lengths, alone, start)
         except _BROKEN as error:
             raise self._damaged(str(error)) from error
         return flat
@@ -195,11 +202,11 @@ class PartFile:
             self.hidden(lengths)
         return table.num_rows
 
-    def hidden(self, lengths: NDArray[Any]) -> Hidden:
-        """Read a hidden part. Raises TargetsError as `read` does."""
+    def hidden(self, lengths: NDArray[Any], start: int = 0) -> Hidden:
+        """Read a hidden part, from row `start` on. Raises TargetsError as `read` does."""
         codec = signal_and_codec(self.part)[1]
         has_scales = codec == "int8"
-        flat = self.read(["hidden", "scales"] if has_scales else ["hidden"], lengths)
+        flat = self.read(["hidden", "scales"] if has_scales else ["hidden"], lengths, start)
         scales = flat["scales"][:, 0] if has_scales else None
         directions = directions_of(codec)
         return Hidden(flat["hidden"], scales, self._basis(directions) if directions else None)
@@ -257,10 +264,17 @@ class PartFile:
         flat: Mapping[str, NDArray[Any]],
         lengths: NDArray[Any],
         alone: Collection[str],
+        start: int,
     ) -> None:
         """Copy row group by row group into flat arrays: no second copy of a shard in memory."""
+        groups = range(file.num_row_groups)
+        begins = list(accumulate((file.metadata.row_group(n).num_rows for n in groups), initial=0))
+        if start not in begins:
+            raise ValueError(f"no row group begins at row {start}")
         at, row = 0, 0
-        for group in range(file.num_row_groups):
+        for group in groups[begins.index(start) :]:
+            if row == len(lengths):
+                break
             table = file.read_row_group(group, columns=["length", *flat], use_threads=False)
             found = _lengths(table["length"])
             if not np.array_equal(found, lengths[row : row + len(found)]):

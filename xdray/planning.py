@@ -26,6 +26,7 @@ from xdray.fleet import read_fleet, seats, unseen_labels
 from xdray.header import ModelHeader, resolve_model
 from xdray.hidden import token_bytes
 from xdray.kinds import load_task
+from xdray.parts import CHUNK
 from xdray.places import Place, Span, open_place
 from xdray.readers import read_rows
 from xdray.recipes import plan_stages
@@ -36,7 +37,7 @@ from xdray.storage import free_space, size
 from xdray.tokenised import Signal
 
 SAMPLE_SENTENCES = 1000
-STREAM_SHARDS = 4
+STREAM_CHUNKS = 4
 """Under way at once in a stream, at least: made, waiting, copied, learnt from."""
 
 
@@ -105,12 +106,13 @@ def make_plan(config: Config) -> dict[str, Any]:
     logits = classes * (1 if task.sentence_logits else tokens)
     bytes_each = _sentence_bytes(config, header, layers, logits, tokens)
     total = int(estimate.sentences * bytes_each)
-    shard_bytes = int(bytes_each * min(estimate.sentences, estimate.shard_sentences))
+    chunk = min(estimate.shard_sentences, CHUNK)
+    chunk_bytes = int(bytes_each * min(estimate.sentences, chunk))
     passes = sum(stage.epochs for stage in stages if "transfer" in stage.splits)
     if config.targets.delivery == "stored":
         _check_disk(config, total)
     elif resources.available.source == THIS_MACHINE:
-        _check_memory(config, shard_bytes, estimate.shard_sentences)
+        _check_memory(config, chunk_bytes, chunk)
     per_step = max(1.0, config.training.batch_tokens / tokens)
     fleet, at_once = config.cluster.fleet, config.targets.delivery == "streamed"
     return {
@@ -134,7 +136,7 @@ def make_plan(config: Config) -> dict[str, Any]:
             "streamed": {
                 "bytes~": 0,
                 "teacher_passes_at_most": passes,
-                "bytes_in_flight_a_shard~": shard_bytes,
+                "bytes_in_flight_a_chunk~": chunk_bytes,
             },
             "recommended": "stored" if passes > 1 and _fits(config, total) else "streamed",
             "chosen": config.targets.delivery,
@@ -201,15 +203,15 @@ def _check_disk(config: Config, needed: int) -> None:
     )
 
 
-def _check_memory(config: Config, shard_bytes: int, shard_sentences: int) -> None:
-    """Refuse a stream whose shards do not go through the shared memory of a local Ray."""
+def _check_memory(config: Config, chunk_bytes: int, chunk: int) -> None:
+    """Refuse a stream whose chunks do not go through the shared memory of a local Ray."""
     room = int(config.cluster.object_store_gib * 2**30)
-    if shard_bytes * STREAM_SHARDS > room:
-        most = config.targets.shard_sentences * room // (STREAM_SHARDS * shard_bytes)
+    if chunk_bytes * STREAM_CHUNKS > room:
+        most = chunk * room // (STREAM_CHUNKS * chunk_bytes)
         raise ConfigError(
-            f"targets.delivery: streamed: a shard of {shard_sentences} sentences is "
-            f"about {shard_bytes / 2**20:.0f} MiB, and cluster.object_store_gib holds {room >> 20} "
-            f"MiB for the {STREAM_SHARDS} or more under way; set targets.shard_sentences, "
+            f"targets.delivery: streamed: a chunk of {chunk} sentences is "
+            f"about {chunk_bytes / 2**20:.0f} MiB, and cluster.object_store_gib holds {room >> 20} "
+            f"MiB for the {STREAM_CHUNKS} or more under way; set targets.shard_sentences, "
             f"{config.targets.shard_sentences} now, to {max(16, most)} or less, or raise it"
         )
 

@@ -1,7 +1,7 @@
 """Where batches come from: labelled text in memory, a store of targets, or the teacher at work."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from xdray.alignment import under_own_tokens
 from xdray.annotator import StreamingAnnotator
+from xdray.batch_plan import Chunk
 from xdray.cluster import Cluster, map_shards
 from xdray.config_cluster import ClusterConfig
 from xdray.corpus import Shard
-from xdray.parts import LOGITS, hidden_part
+from xdray.parts import CHUNK, LOGITS, hidden_part
 from xdray.resources import ResourcePlan
 from xdray.targets import AnnotateTask, TargetView
 from xdray.task import Task
@@ -24,13 +25,14 @@ Part = tuple[int, NDArray[np.int64]]
 
 
 class LabelledSource:
-    """Labelled sentences as one shard in memory."""
+    """Labelled sentences as one shard in memory, in one chunk."""
 
     forwarded = 0
 
     def __init__(self, tokens: Tokens) -> None:
         """Take tokens with labels."""
         self.tokens = tokens
+        self.chunk_rows = max(1, len(tokens.lengths))
 
     def shard_lengths(self) -> Sequence[NDArray[np.int64]]:
         """Tokens of each sentence."""
@@ -40,9 +42,9 @@ class LabelledSource:
         """One name."""
         return ["labelled"]
 
-    def read(self, shards: Sequence[int], layers: Sequence[Signal]) -> Generator[Tokens]:
+    def read(self, chunks: Iterable[Chunk], layers: Sequence[Signal]) -> Generator[Tokens]:
         """All sentences, whatever the layers: nothing of them is recorded."""
-        yield from (self.tokens for _ in shards)
+        yield from (self.tokens for _ in chunks)
 
     def read_rows(
         self, parts: Sequence[Part], layers: Sequence[Signal]
@@ -54,18 +56,19 @@ class LabelledSource:
 class StoredSource:
     """Transfer sentences with what the teacher said, read from the store."""
 
-    forwarded = 0
+    forwarded, chunk_rows = 0, CHUNK
 
     def __init__(
         self, view: TargetView, codec: str, task: Task, pieces: str, most_kept: int = 0
     ) -> None:
         """Take the shards of a view, hidden states in one codec. pieces: `tokens.pieces`.
 
-        most_kept: where there are no more shards, all are kept in memory for the next epoch.
+        most_kept: where there are no more tokens, all are kept in memory for the next epoch.
         """
         self.view, self.codec, self.task, self.pieces = view, codec, task, pieces
-        self._keeps = len(view.shard_ids) <= most_kept
-        self._kept: tuple[tuple[Signal, ...], dict[int, Tokens]] = (), {}
+        few = sum(map(len, view.lengths)) <= most_kept  # told without a look at the lengths
+        self._keeps = few and sum(int(its.sum()) for its in view.lengths) <= most_kept
+        self._kept: tuple[tuple[Signal, ...], dict[Chunk, Tokens]] = (), {}
 
     def shard_lengths(self) -> Sequence[NDArray[np.uint16]]:
         """Tokens of each sentence, by shard."""
@@ -75,31 +78,31 @@ class StoredSource:
         """Names of the shards."""
         return self.view.shard_ids
 
-    def read(self, shards: Sequence[int], layers: Sequence[Signal]) -> Generator[Tokens]:
+    def read(self, chunks: Iterable[Chunk], layers: Sequence[Signal]) -> Generator[Tokens]:
         """Read tokens, logits and these layers."""
         if self._kept[0] != tuple(layers):
             self._kept = tuple(layers), {}
         kept = self._kept[1]
-        for shard in shards:
-            tokens = kept[shard] if shard in kept else self._load(shard, layers)
+        for chunk in chunks:
+            tokens = kept[chunk] if chunk in kept else self._load(chunk, layers)
             if self._keeps:
-                kept[shard] = tokens
+                kept[chunk] = tokens
             yield tokens
 
-    def _load(self, shard: int, layers: Sequence[Signal]) -> Tokens:
+    def _load(self, chunk: Chunk, layers: Sequence[Signal]) -> Tokens:
         parts = [LOGITS, *(hidden_part(layer, self.codec) for layer in layers)]
-        tokens = self.task.mark(self.view.load_shard(shard, parts))
+        tokens = self.task.mark(self.view.load_shard(chunk.shard, parts, chunk.start, chunk.stop))
         if self.view.text == LOGITS:
             return tokens
-        own = self.task.mark(self.view.load_text(shard))
+        own = self.task.mark(self.view.load_text(*chunk))
         return under_own_tokens(own, tokens, self.task.stretch_logits, self.pieces)
 
     def read_rows(
         self, parts: Sequence[Part], layers: Sequence[Signal]
     ) -> Iterator[tuple[Tokens, NDArray[np.int64]]]:
         """Read whole shards, one at a time."""
-        shards, rows = [shard for shard, _ in parts], (rows for _, rows in parts)
-        yield from zip(self.read(shards, layers), rows, strict=True)
+        for shard, rows in parts:
+            yield self._load(Chunk(shard, 0, len(self.view.lengths[shard])), layers), rows
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,8 @@ class StreamedSource:
     which shard goes where, and drops rows to make steps equal.)
     """
 
+    chunk_rows = CHUNK
+
     def __init__(
         self, stream: Stream, view: TargetView, task: Task, rank: int, world_size: int
     ) -> None:
@@ -145,9 +150,12 @@ class StreamedSource:
         """Names of the shards."""
         return [shard.shard_id for shard in self.shards]
 
-    def read(self, shards: Sequence[int], layers: Sequence[Signal]) -> Generator[Tokens]:
-        """Forward these shards; the teacher works ahead of who reads."""
-        return self._forward([AnnotateTask(self.shards[shard], tuple(layers)) for shard in shards])
+    def read(self, chunks: Iterable[Chunk], layers: Sequence[Signal]) -> Generator[Tokens]:
+        """Forward these chunks; the teacher works ahead of who reads."""
+        return self._forward(
+            AnnotateTask(self.shards[shard], tuple(layers), range(start, stop))
+            for shard, start, stop in chunks
+        )
 
     def read_rows(
         self, parts: Sequence[Part], layers: Sequence[Signal]
@@ -165,7 +173,7 @@ class StreamedSource:
         for tokens in self._kept[1]:
             yield tokens, np.arange(len(tokens.lengths))
 
-    def _forward(self, tasks: Sequence[AnnotateTask]) -> Generator[Tokens]:
+    def _forward(self, tasks: Iterable[AnnotateTask]) -> Generator[Tokens]:
         with Cluster(self.cluster) as cluster:
             for receipt in map_shards(
                 cluster, self.worker, self.kwargs, tasks, self.plan, in_order=True

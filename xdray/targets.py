@@ -50,7 +50,7 @@ class AnnotateTask:
 
     shard: Shard
     layers: tuple[Signal, ...] = ()
-    rows: tuple[int, ...] | None = None
+    rows: Sequence[int] | None = None
     """Of the shard, where a stream asks for some of them."""
 
     def __str__(self) -> str:
@@ -196,29 +196,33 @@ class TargetView:
         saved |= {name: tuple(saved[name]) for name in ("parts", "shard_ids")}
         return cls(**saved, lengths=np.split(flat, np.cumsum(rows)[:-1]))
 
-    def load_shard(self, shard: int, parts: Sequence[str]) -> Tokens:
+    def load_shard(
+        self, shard: int, parts: Sequence[str], start: int = 0, stop: int | None = None
+    ) -> Tokens:
         """Read a shard's tokens and these of its parts: logits and hidden states.
 
-        They are the teacher's tokens. Raises TargetsError for a file that is missing, damaged or of
-        other sentences.
+        They are the teacher's tokens. start, stop: of its sentences, whole row groups. Raises
+        TargetsError for a file that is missing, damaged or of other sentences.
         """
         file = self._file(shard, LOGITS)
         lengths = self.lengths[shard] if self.text == LOGITS else file.lengths()
+        lengths = lengths[start:stop]
         names = [*TEXT, *(part for part in parts if part == LOGITS)]
-        tokens = _tokens(file.read(names, lengths), lengths)
+        tokens = _tokens(file.read(names, lengths, start), lengths)
         for part in parts:
             if part != LOGITS:
-                tokens.hidden[signal_and_codec(part)[0]] = self._file(shard, part).hidden(lengths)
+                hidden = self._file(shard, part).hidden(lengths, start)
+                tokens.hidden[signal_and_codec(part)[0]] = hidden
         return tokens
 
-    def load_text(self, shard: int) -> Tokens:
+    def load_text(self, shard: int, start: int = 0, stop: int | None = None) -> Tokens:
         """Read a shard's tokens as the student has them, with their matches where they are its own.
 
-        Raises TargetsError as `load_shard` does.
+        start, stop, errors: as `load_shard` has them.
         """
         names = TEXT if self.text == LOGITS else (*TEXT, "matches")
-        lengths = self.lengths[shard]
-        return _tokens(self._file(shard, self.text).read(names, lengths), lengths)
+        lengths = self.lengths[shard][start:stop]
+        return _tokens(self._file(shard, self.text).read(names, lengths, start), lengths)
 
     def _file(self, shard: int, part: str) -> PartFile:
         folder, rows = join(self.store_uri, self.key), len(self.lengths[shard])

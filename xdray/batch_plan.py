@@ -1,0 +1,162 @@
+"""Which sentences make a step: chunks of shards, windows of chunks, token-budget batches.
+
+Only lengths are needed to plan, so the plan of an epoch is known before a shard is read, and each
+rank computes the same one. A global batch is split by rows, so one worker and two take the same
+step.
+"""
+
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xdray.padding import token_budget_batches
+from xdray.tokenised import Signal, Tokens
+
+HELD_OUT_LIMIT = 2_000
+"""Sentences held out at most, about: they stay in memory, decoded (60 kB each of 40 tokens and a
+layer of width 384), and are scored after each epoch."""
+
+
+class Chunk(NamedTuple):
+    """Sentences of a shard that are read at once."""
+
+    shard: int
+    start: int
+    stop: int
+
+
+class Source(Protocol):
+    """A split cut into shards of known lengths, read in the order asked for."""
+
+    chunk_rows: int
+    """Sentences of a shard that are read at once, at most."""
+    forwarded: int
+    """Rows that the teacher was run for so far, to read them."""
+
+    def shard_lengths(self) -> Sequence[NDArray[np.uint16] | NDArray[np.int64]]:
+        """Tokens of each sentence, by shard."""
+        ...
+
+    def shard_ids(self) -> Sequence[str]:
+        """Names of the shards; a sentence is held out by the hash of its shard's name and row."""
+        ...
+
+    def read(self, chunks: Iterable[Chunk], layers: Sequence[Signal]) -> Generator[Tokens]:
+        """Yield these chunks in this order, with these teacher layers."""
+        ...
+
+    def read_rows(
+        self, parts: Sequence[tuple[int, NDArray[np.int64]]], layers: Sequence[Signal]
+    ) -> Iterator[tuple[Tokens, NDArray[np.int64]]]:
+        """Yield (tokens, rows of them) for some rows of some shards."""
+        ...
+
+
+def id_draws(shard_id: str, rows: Iterable[int]) -> NDArray[np.float64]:
+    """(rows,) a number below 1 for each of these sentences of a shard, by the hash of its id."""
+    prefix = zlib.crc32(shard_id.encode())
+    hashes = [zlib.crc32(row.to_bytes(4, "little"), prefix) for row in rows]
+    return np.array(hashes) / 2**32
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a split is cut into global batches, epoch by epoch."""
+
+    source: Source
+    batch_tokens: int
+    window_tokens: int
+    seed: int
+    held_out: float = 0.0
+    """Share of the sentences that is kept for scoring."""
+    share: float = 1.0
+    """Of the rest, what is learnt from: a smaller share is part of a larger one."""
+
+    @cached_property
+    def _held_out(self) -> float:
+        total = sum(len(lengths) for lengths in self.source.shard_lengths())
+        return min(self.held_out, HELD_OUT_LIMIT / max(1, total))
+
+    def _rows(self, chunk: Chunk, held_out: bool) -> NDArray[np.int64]:
+        """Rows of the chunk's shard."""
+        rows, kept = np.arange(chunk.start, chunk.stop), self._held_out
+        if not kept and self.share == 1:
+            return rows[:0] if held_out else rows
+        draws = id_draws(self.source.shard_ids()[chunk.shard], rows.tolist())
+        if held_out:
+            return rows[draws < kept]
+        return rows[(draws >= kept) & (draws < kept + self.share * (1 - kept))]
+
+    def windows(self, epoch: int) -> Iterator[tuple[list[Chunk], list[list[tuple[int, int]]]]]:
+        """For each window of an epoch its chunks, and its batches as lists of (chunk, row of it).
+
+        Chunks come in an order drawn by seed and epoch, as many a window as have `window_tokens`;
+        sentences are shuffled within the window, sorted by length into batches, and the batches
+        shuffled.
+        """
+        rng = self._rng(epoch)
+        window, tokens = list[Chunk](), 0
+        for chunk in self._order(rng):
+            its_tokens = int(self._lengths(chunk).sum())
+            if window and tokens + its_tokens > self.window_tokens:
+                yield window, self._window_batches(window, rng)
+                window, tokens = [], 0
+            window.append(chunk)
+            tokens += its_tokens
+        if window:
+            yield window, self._window_batches(window, rng)
+
+    def order(self, epoch: int) -> Iterator[Chunk]:
+        """Chunks of an epoch, window after window."""
+        return self._order(self._rng(epoch))
+
+    def _order(self, rng: np.random.Generator) -> Iterator[Chunk]:
+        rows = [len(lengths) for lengths in self.source.shard_lengths()]
+        counts = -(-np.array(rows, np.int64) // self.source.chunk_rows)
+        shards = np.repeat(np.arange(len(rows)), counts)
+        firsts = np.cumsum(counts) - counts
+        for number in rng.permutation(len(shards)):
+            shard = int(shards[number])
+            start = int(number - firsts[shard]) * self.source.chunk_rows
+            yield Chunk(shard, start, min(start + self.source.chunk_rows, rows[shard]))
+
+    def _rng(self, epoch: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch])
+
+    def _lengths(self, chunk: Chunk) -> NDArray[np.int64]:
+        lengths = self.source.shard_lengths()[chunk.shard]
+        return lengths[chunk.start : chunk.stop].astype(np.int64)
+
+    def _window_batches(
+        self, chunks: list[Chunk], rng: np.random.Generator
+    ) -> list[list[tuple[int, int]]]:
+        rows = [self._rows(chunk, held_out=False) - chunk.start for chunk in chunks]
+        owner = np.repeat(np.arange(len(chunks)), [len(part) for part in rows])
+        row = np.concatenate(rows)
+        lengths = np.concatenate(
+            [self._lengths(chunk)[part] for chunk, part in zip(chunks, rows, strict=True)]
+        )
+        shuffle = rng.permutation(len(row))
+        owner, row, lengths = owner[shuffle], row[shuffle], lengths[shuffle]
+        batches = token_budget_batches(lengths, self.batch_tokens)
+        rng.shuffle(batches)  # type: ignore[arg-type]
+        return [
+            list(zip(owner[batch].tolist(), row[batch].tolist(), strict=True)) for batch in batches
+        ]
+
+    def num_steps(self, epoch: int) -> int:
+        """Global batches of an epoch."""
+        return sum(len(batches) for _, batches in self.windows(epoch))
+
+    def held_out_rows(self) -> list[tuple[int, NDArray[np.int64]]]:
+        """(shard, rows) of the sentences kept for scoring; shards without any are left out."""
+        parts = [
+            (shard, self._rows(Chunk(shard, 0, len(lengths)), held_out=True))
+            for shard, lengths in enumerate(self.source.shard_lengths())
+        ]
+        return [(shard, rows) for shard, rows in parts if len(rows)]
