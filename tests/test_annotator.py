@@ -22,7 +22,7 @@ from xdray.corpus import Sentence, inline_shards
 from xdray.errors import ClusterError, ConfigError, TargetsError
 from xdray.hidden import Hidden, token_bytes
 from xdray.labels import LabelSet
-from xdray.parts import CHUNK
+from xdray.parts import BLOCK
 from xdray.recording import HiddenRecord, new_record
 from xdray.sources import StoredSource
 from xdray.targets import AnnotateTask, TargetStore
@@ -103,19 +103,19 @@ def test_what_is_recorded_is_what_the_model_says_of_each_sentence_alone(
     assert max(lengths.max() for lengths in view.lengths) <= MAX_LENGTH
 
 
-def test_a_chunk_of_a_shard_is_streamed_as_it_is_read_from_the_store(
+def test_a_block_of_a_shard_is_streamed_as_it_is_read_from_the_store(
     make: Callable[..., Annotator], tiny_labels: LabelSet
 ) -> None:
-    sentences = [Sentence("", "en", f"the {'far ' * (n % 7)}{n}") for n in range(CHUNK + 40)]
-    (shard,) = inline_shards(sentences, 1024)
+    sentences = [Sentence("", "en", f"the {'far ' * (n % 7)}{n}") for n in range(BLOCK + 40)]
+    (shard,) = inline_shards(sentences, 2048)
     annotator, streaming = make(), make(kind=StreamingAnnotator, own=None, pieces="first")
     annotator(AnnotateTask(shard, (1,)))
     view = annotator.store.view([(shard.shard_id, shard.rows)], ["logits", "hidden-1-float16"])
     source = StoredSource(view, "float16", tagging_task(tiny_labels), "first")
-    chunks = sorted(BatchPlan(source, 256, 256, seed=0).order(0))
-    assert chunks == [(0, 0, CHUNK), (0, CHUNK, CHUNK + 40)]
-    for chunk, stored in zip(chunks, source.read(chunks, (1,)), strict=True):
-        rows = range(chunk.start, chunk.stop)
+    blocks = sorted(BatchPlan(source, 256, 256, seed=0).order(0))
+    assert blocks == [(0, 0, BLOCK), (0, BLOCK, BLOCK + 40)]
+    for block, stored in zip(blocks, source.read(blocks, (1,)), strict=True):
+        rows = range(block.start, block.stop)
         streamed: Tokens = streaming(AnnotateTask(shard, (1,), rows))["tokens"]
         assert np.array_equal(streamed.ids, stored.ids)
         assert np.array_equal(streamed.offsets, stored.offsets)

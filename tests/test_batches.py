@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xdray.batch_plan import BatchPlan, Chunk, id_draws
+from xdray.batch_plan import BatchPlan, Block, id_draws
 from xdray.batches import collate
 from xdray.errors import TargetsError
 from xdray.labels import IGNORE_INDEX
@@ -30,10 +30,10 @@ class Table:
 class Shards:
     """A source in memory. Token ids count up from 10 over all shards, so each is its own name."""
 
-    def __init__(self, lengths: list[list[int]], chunk_rows: int = 100) -> None:
+    def __init__(self, lengths: list[list[int]], block_rows: int = 100) -> None:
         self._lengths = [np.array(part, dtype=np.int64) for part in lengths]
-        self.chunk_rows = chunk_rows
-        self.loaded: list[Chunk] = []
+        self.block_rows = block_rows
+        self.loaded: list[Block] = []
 
     def shard_lengths(self) -> list[np.ndarray]:
         return self._lengths
@@ -43,18 +43,18 @@ class Shards:
 
     forwarded = 0
 
-    def read(self, chunks: Iterable[Chunk], layers: Sequence[Signal]) -> Generator[Tokens]:
-        yield from (self.load(chunk, layers) for chunk in chunks)
+    def read(self, blocks: Iterable[Block], layers: Sequence[Signal]) -> Generator[Tokens]:
+        yield from (self.load(block, layers) for block in blocks)
 
     def read_rows(self, parts: Sequence[Any], layers: Sequence[Signal]) -> Iterator[Any]:
         yield from ((self.whole(shard, layers), rows) for shard, rows in parts)
 
     def whole(self, shard: int, layers: Sequence[Signal] = ()) -> Tokens:
-        return self.load(Chunk(shard, 0, len(self._lengths[shard])), layers)
+        return self.load(Block(shard, 0, len(self._lengths[shard])), layers)
 
-    def load(self, chunk: Chunk, layers: Sequence[Signal]) -> Tokens:
-        self.loaded.append(chunk)
-        shard, start, stop = chunk
+    def load(self, block: Block, layers: Sequence[Signal]) -> Tokens:
+        self.loaded.append(block)
+        shard, start, stop = block
         lengths = self._lengths[shard][start:stop]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         before = [*self._lengths[:shard], self._lengths[shard][:start]]
@@ -82,17 +82,17 @@ def test_a_half_full_batch_ends_where_sentences_get_longer():
 
 def test_a_source_that_ends_early_is_an_error():
     class Short(Shards):
-        def read(self, chunks: Iterable[Chunk], layers: Sequence[Signal]) -> Generator[Tokens]:
-            yield from super().read(itertools.islice(chunks, 1), layers)
+        def read(self, blocks: Iterable[Block], layers: Sequence[Signal]) -> Generator[Tokens]:
+            yield from super().read(itertools.islice(blocks, 1), layers)
 
-    with pytest.raises(TargetsError, match="ended 1 chunks of shards too early"):
+    with pytest.raises(TargetsError, match="ended 1 blocks of shards too early"):
         list(Loader(_plan(Short(LENGTHS[:2])), (), 0, None).batches(0))
 
 
 def test_one_window_at_a_time_is_in_memory():
     class Watched(Shards):
-        def load(self, chunk: Chunk, layers: Sequence[Signal]) -> Tokens:
-            tokens = super().load(chunk, layers)
+        def load(self, block: Block, layers: Sequence[Signal]) -> Tokens:
+            tokens = super().load(block, layers)
             loaded.append(weakref.ref(tokens))
             most.append(sum(its() is not None for its in loaded))
             return tokens
@@ -102,7 +102,7 @@ def test_one_window_at_a_time_is_in_memory():
     for _ in Loader(_plan(Watched([[3, 4]] * 6, 1), window_tokens=7), (), 0, None).batches(0):
         pass
     assert len(most) == 12
-    assert max(most) == 2  # chunks of a window
+    assert max(most) == 2  # blocks of a window
 
 
 def test_ranks_with_shards_of_their_own_take_equal_steps_and_see_all():
@@ -181,31 +181,46 @@ def test_an_epoch_continued_at_a_step_gives_the_same_batches_and_reads_no_earlie
     first_window = len(first[1])
     source.loaded.clear()
     rest = [batch.input_ids for batch in loader.batches(2, start=first_window)]
-    assert source.loaded == [chunk for chunks, _ in others for chunk in chunks]
+    assert source.loaded == [block for blocks, _ in others for block in blocks]
     assert len(source.loaded) == 2  # of 4
     for left, right in zip(whole[first_window:], rest, strict=True):
         assert torch.equal(left, right)
 
 
 @given(
-    lengths=st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=12), min_size=1, max_size=6),
-    chunk_rows=st.integers(1, 5),
+    lengths=st.lists(st.lists(st.integers(3, 9), min_size=1, max_size=12), min_size=1, max_size=6),
+    block_rows=st.integers(1, 5),
     window_tokens=st.integers(1, 60),
+    share=st.sampled_from([0.1, 0.5, 1.0]),
 )
-def test_an_epoch_has_every_sentence_once_in_windows_of_chunks_of_many_shards(
-    lengths: list[list[int]], chunk_rows: int, window_tokens: int
+def test_epochs_in_one_go_have_every_sentence_once_in_windows_of_blocks_of_many_shards(
+    lengths: list[list[int]], block_rows: int, window_tokens: int, share: float
 ):
-    source = Shards(lengths, chunk_rows)
-    plan = _plan(source, window_tokens=window_tokens)
-    every = [row for shard in range(len(lengths)) for row in [source.whole(shard)]]
-    words = sorted(int(token) for t in every for token in t.ids[t.word_ids >= 0])
+    """Some windows have no row that is learnt from."""
+    source = Shards(lengths, block_rows)
+    plan = _plan(source, window_tokens=window_tokens, held_out=0.2, share=share)
+    allowed = []
+    for shard, its in enumerate(lengths):
+        draws = id_draws(f"shard-{shard}", range(len(its)))
+        tokens = source.whole(shard)
+        for row in np.flatnonzero((draws >= 0.2) & (draws < 0.2 + share * 0.8)):
+            at = slice(tokens.offsets[row], tokens.offsets[row + 1])
+            allowed += tokens.ids[at][tokens.word_ids[at] >= 0].tolist()
     source.loaded.clear()
-    assert _seen(list(Loader(plan, (), 0, None).batches(1))) == words
-    assert source.loaded == list(plan.order(1))
-    for chunks, _ in plan.windows(1):
-        tokens = sum(sum(lengths[shard][start:stop]) for shard, start, stop in chunks)
-        assert tokens <= window_tokens or len(chunks) == 1
-        assert all(stop - start <= chunk_rows for _, start, stop in chunks)
+    loader = Loader(plan, (), 0, None, epochs=3)
+    for epoch in range(3):
+        assert _seen(list(loader.batches(epoch))) == sorted(allowed)
+    read = [block for epoch in range(3) for block in plan.order(epoch)]
+    assert source.loaded == read[-len(source.loaded) :] if allowed else not source.loaded
+
+    def tokens_of(*blocks: Block) -> int:
+        return sum(sum(lengths[shard][start:stop]) for shard, start, stop in blocks)
+
+    windows = [blocks for blocks, _ in plan.windows(1)]
+    for blocks, after in itertools.zip_longest(windows, windows[1:]):
+        assert tokens_of(*blocks) <= window_tokens or len(blocks) == 1
+        assert after is None or tokens_of(*blocks, after[0]) > window_tokens
+        assert all(stop - start <= block_rows for _, start, stop in blocks)
 
 
 def test_epochs_come_in_other_orders():
@@ -240,8 +255,8 @@ def test_a_smaller_share_is_part_of_a_larger_one_and_held_out_sentences_stay_the
     for share in (0.25, 0.5, 1.0):
         plan = BatchPlan(shards, 60, 10**6, seed=0, held_out=0.1, share=share)
         seen[share] = {
-            (chunks[owner], row)
-            for chunks, batches in plan.windows(0)
+            (blocks[owner], row)
+            for blocks, batches in plan.windows(0)
             for batch in batches
             for owner, row in batch
         }

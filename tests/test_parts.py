@@ -10,7 +10,7 @@ import pytest
 
 from xdray.errors import ClusterError, TargetsError
 from xdray.hidden import Hidden
-from xdray.parts import CHUNK, PartFile
+from xdray.parts import PartFile
 
 SHARD = "0123456789abcdef" * 2
 LENGTHS = np.array([3, 1, 4] * 200, np.uint16)
@@ -55,10 +55,21 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert hidden.take(index).dtype == np.float32
 
 
+def test_logits_of_sentences_are_read_from_any_row_group_on(tmp_path: Path) -> None:
+    file = PartFile(str(tmp_path), "k", SHARD, "logits", 600)
+    facts = {"cut_words": 7, "width": 3, "codec": None, "codec_error": None, "by_sentence": True}
+    flat = {"ids": IDS, "word_ids": IDS, "logits": LOGITS[:600]}
+    file.write({"sentence_id": NAMES, "language": ["en"] * 600}, flat, OFFSETS, facts)
+    for start, stop in ((0, 600), (256, 512)):
+        found = file.read(["logits", "ids"], LENGTHS[start:stop], start)
+        assert np.array_equal(found["logits"], LOGITS[start:stop])
+        assert np.array_equal(found["ids"][:, 0], IDS[OFFSETS[start] : OFFSETS[stop]])
+
+
 def test_whole_row_groups_are_read_alone(tmp_path: Path) -> None:
     """600 rows in groups of 256, 256 and 88; a stretch of rows that cuts one is an error."""
     logits, hidden = logits_file(tmp_path), hidden_file(tmp_path)
-    for start, stop in ((0, 256), (256, 600), (CHUNK, 600), (0, CHUNK)):
+    for start, stop in ((0, 256), (256, 600), (512, 600), (0, 512)):
         place = slice(OFFSETS[start], OFFSETS[stop])
         flat = logits.read(["ids", "logits"], LENGTHS[start:stop], start)
         assert np.array_equal(flat["ids"][:, 0], IDS[place])
@@ -82,6 +93,8 @@ def test_a_basis_lies_in_the_file_of_its_shard(tmp_path: Path) -> None:
     index = np.array([N - 1, 0, 17, 17])
     expected = values[index].astype(np.float32) @ basis[1:] + basis[0]
     assert np.allclose(file.hidden(LENGTHS).take(index), expected, rtol=1e-5, atol=1e-6)
+    last = file.hidden(LENGTHS[512:], 512).take(index[:1] - OFFSETS[512])
+    assert np.allclose(last, expected[:1], rtol=1e-5, atol=1e-6)
     assert file.verify() == 600
     file.write({"sentence_id": NAMES}, {"hidden": values}, OFFSETS, facts)
     with pytest.raises(TargetsError, match="its basis"):

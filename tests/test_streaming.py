@@ -11,14 +11,14 @@ import pytest
 from conftest import MakeConfig, MakeTeacher
 
 from xdray.annotation import make_stream, open_store
-from xdray.batch_plan import Chunk
+from xdray.batch_plan import Block
 from xdray.cluster import Cluster
 from xdray.config import Config
 from xdray.corpus import inline_shards
 from xdray.distillation import annotate_only, distill
 from xdray.errors import ConfigError
 from xdray.kinds import load_task, with_labels
-from xdray.parts import CHUNK
+from xdray.parts import BLOCK
 from xdray.planning import make_plan
 from xdray.reading import read_lengths
 from xdray.runs import open_run
@@ -86,12 +86,12 @@ def test_streamed_and_stored_take_the_same_steps(
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_shards_larger_than_a_chunk_are_streamed_chunk_by_chunk(
+def test_shards_larger_than_a_block_are_streamed_block_by_block(
     running: Callable[..., Config], ray_session: None, tmp_path: Path
 ):
     """The same steps; the teacher's other batches round otherwise."""
     text = tmp_path / "en.txt"
-    rows = [f"the {chr(97 + n % 26)} of {n // 26}\n" for n in range(CHUNK + 90)]
+    rows = [f"the {chr(97 + n % 26)} of {n // 26}\n" for n in range(BLOCK + 90)]
     text.write_text("".join(rows))
     sections: dict[str, Any] = {
         "data": {"transfer": {"sources": {"path": str(text), "language": "en"}}},
@@ -162,7 +162,7 @@ def test_teacher_and_student_work_at_the_same_time(
         view = read_lengths(run, cluster, teacher, None, task, store, shards)
         stream = make_stream(run, teacher, None, task, store, shards)
     slow = StreamedSource(replace(stream, kwargs={}, worker=SlowTeacher), view, task, 0, 1)
-    reader = slow.read([Chunk(number, 0, 16) for number in range(12)], ())
+    reader = slow.read([Block(number, 0, 16) for number in range(12)], ())
     next(reader)  # the actor is up
     started = time.monotonic()
     count = 0

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import tagging_task
 
-from xdray.batch_plan import Chunk
+from xdray.batch_plan import Block
 from xdray.corpus import Sentence, Shard, inline_shards
 from xdray.errors import TargetsError
 from xdray.sources import StoredSource
@@ -80,19 +80,19 @@ def view(store: TargetStore) -> TargetView:
 
 
 def test_a_corpus_of_one_window_is_read_once_and_a_larger_one_each_time(view: TargetView):
-    task, chunks = tagging_task(), [Chunk(n, 0, len(its)) for n, its in enumerate(view.lengths)]
-    tokens, orders = sum(int(its.sum()) for its in view.lengths), (chunks[::-1], chunks)
+    task, blocks = tagging_task(), [Block(n, 0, len(its)) for n, its in enumerate(view.lengths)]
+    tokens, orders = sum(int(its.sum()) for its in view.lengths), (blocks[::-1], blocks)
     fits, larger = (
         StoredSource(view, "float16", task, "first", kept) for kept in (tokens, tokens - 1)
     )
     for source, same in ((fits, True), (larger, False)):
         one, other = (dict(zip(order, source.read(order, (1,)), strict=True)) for order in orders)
-        assert [one[its] is other[its] for its in chunks] == [same] * 3
-        for its in chunks:
+        assert [one[its] is other[its] for its in blocks] == [same] * 3
+        for its in blocks:
             assert np.array_equal(
                 other[its].hidden[1].take(np.arange(4)), one[its].hidden[1].take(np.arange(4))
             )
-    (without,) = fits.read(chunks[:1], ())  # other layers: nothing is kept of the ones before
+    (without,) = fits.read(blocks[:1], ())  # other layers: nothing is kept of the ones before
     assert without.hidden == {}
 
 

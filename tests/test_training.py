@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import read_curves, tagging_task
 
-from xdray.batch_plan import BatchPlan, Chunk
+from xdray.batch_plan import BatchPlan, Block
 from xdray.config import Config, StudentConfig
 from xdray.configfile import make_config
 from xdray.console import Console
@@ -64,10 +64,10 @@ class Text:
     def shard_ids(self) -> list[str]:
         return ["a", "b"]
 
-    forwarded, chunk_rows = 0, 1000
+    forwarded, block_rows = 0, 1000
 
-    def read(self, chunks: Iterable[Chunk], layers: Sequence[Any]) -> Generator[Tokens]:
-        yield from (self.shards[chunk.shard] for chunk in chunks)
+    def read(self, blocks: Iterable[Block], layers: Sequence[Any]) -> Generator[Tokens]:
+        yield from (self.shards[block.shard] for block in blocks)
 
     def read_rows(self, parts: Sequence[Any], layers: Sequence[Any]) -> Iterator[Any]:
         yield from ((self.shards[shard], rows) for shard, rows in parts)

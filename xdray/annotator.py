@@ -277,7 +277,7 @@ class Annotator:
 class StreamingAnnotator(Annotator):
     """Runs the teacher over shards and hands on what it says; nothing is written.
 
-    The same batches, in the same codec, as if it were stored.
+    In the same codec as if it were stored; in the same batches, where a shard is not cut in blocks.
     """
 
     def __init__(self, model: str, task: Task, store: TargetStore, **options: Any) -> None:

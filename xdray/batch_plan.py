@@ -1,4 +1,4 @@
-"""Which sentences make a step: chunks of shards, windows of chunks, token-budget batches.
+"""Which sentences make a step: blocks of shards, windows of blocks, token-budget batches.
 
 Only lengths are needed to plan, so the plan of an epoch is known before a shard is read, and each
 rank computes the same one. A global batch is split by rows, so one worker and two take the same
@@ -22,7 +22,7 @@ HELD_OUT_LIMIT = 2_000
 layer of width 384), and are scored after each epoch."""
 
 
-class Chunk(NamedTuple):
+class Block(NamedTuple):
     """Sentences of a shard that are read at once."""
 
     shard: int
@@ -33,7 +33,7 @@ class Chunk(NamedTuple):
 class Source(Protocol):
     """A split cut into shards of known lengths, read in the order asked for."""
 
-    chunk_rows: int
+    block_rows: int
     """Sentences of a shard that are read at once, at most."""
     forwarded: int
     """Rows that the teacher was run for so far, to read them."""
@@ -46,8 +46,8 @@ class Source(Protocol):
         """Names of the shards; a sentence is held out by the hash of its shard's name and row."""
         ...
 
-    def read(self, chunks: Iterable[Chunk], layers: Sequence[Signal]) -> Generator[Tokens]:
-        """Yield these chunks in this order, with these teacher layers."""
+    def read(self, blocks: Iterable[Block], layers: Sequence[Signal]) -> Generator[Tokens]:
+        """Yield these blocks in this order, with these teacher layers."""
         ...
 
     def read_rows(
@@ -71,6 +71,7 @@ class BatchPlan:
     source: Source
     batch_tokens: int
     window_tokens: int
+    """A window has one block at least: of labelled text, all sentences."""
     seed: int
     held_out: float = 0.0
     """Share of the sentences that is kept for scoring."""
@@ -82,64 +83,64 @@ class BatchPlan:
         total = sum(len(lengths) for lengths in self.source.shard_lengths())
         return min(self.held_out, HELD_OUT_LIMIT / max(1, total))
 
-    def _rows(self, chunk: Chunk, held_out: bool) -> NDArray[np.int64]:
-        """Rows of the chunk's shard."""
-        rows, kept = np.arange(chunk.start, chunk.stop), self._held_out
+    def _rows(self, block: Block, held_out: bool) -> NDArray[np.int64]:
+        """Rows of the block's shard."""
+        rows, kept = np.arange(block.start, block.stop), self._held_out
         if not kept and self.share == 1:
             return rows[:0] if held_out else rows
-        draws = id_draws(self.source.shard_ids()[chunk.shard], rows.tolist())
+        draws = id_draws(self.source.shard_ids()[block.shard], rows.tolist())
         if held_out:
             return rows[draws < kept]
         return rows[(draws >= kept) & (draws < kept + self.share * (1 - kept))]
 
-    def windows(self, epoch: int) -> Iterator[tuple[list[Chunk], list[list[tuple[int, int]]]]]:
-        """For each window of an epoch its chunks, and its batches as lists of (chunk, row of it).
+    def windows(self, epoch: int) -> Iterator[tuple[list[Block], list[list[tuple[int, int]]]]]:
+        """For each window of an epoch its blocks, and its batches as lists of (block, row of it).
 
-        Chunks come in an order drawn by seed and epoch, as many a window as have `window_tokens`;
+        Blocks come in an order drawn by seed and epoch, as many a window as have `window_tokens`;
         sentences are shuffled within the window, sorted by length into batches, and the batches
         shuffled.
         """
         rng = self._rng(epoch)
-        window, tokens = list[Chunk](), 0
-        for chunk in self._order(rng):
-            its_tokens = int(self._lengths(chunk).sum())
+        window, tokens = list[Block](), 0
+        for block in self._order(rng):
+            its_tokens = int(self._lengths(block).sum())
             if window and tokens + its_tokens > self.window_tokens:
                 yield window, self._window_batches(window, rng)
                 window, tokens = [], 0
-            window.append(chunk)
+            window.append(block)
             tokens += its_tokens
         if window:
             yield window, self._window_batches(window, rng)
 
-    def order(self, epoch: int) -> Iterator[Chunk]:
-        """Chunks of an epoch, window after window."""
+    def order(self, epoch: int) -> Iterator[Block]:
+        """Blocks of an epoch, window after window."""
         return self._order(self._rng(epoch))
 
-    def _order(self, rng: np.random.Generator) -> Iterator[Chunk]:
+    def _order(self, rng: np.random.Generator) -> Iterator[Block]:
         rows = [len(lengths) for lengths in self.source.shard_lengths()]
-        counts = -(-np.array(rows, np.int64) // self.source.chunk_rows)
+        counts = -(-np.array(rows, np.int64) // self.source.block_rows)
         shards = np.repeat(np.arange(len(rows)), counts)
         firsts = np.cumsum(counts) - counts
         for number in rng.permutation(len(shards)):
             shard = int(shards[number])
-            start = int(number - firsts[shard]) * self.source.chunk_rows
-            yield Chunk(shard, start, min(start + self.source.chunk_rows, rows[shard]))
+            start = int(number - firsts[shard]) * self.source.block_rows
+            yield Block(shard, start, min(start + self.source.block_rows, rows[shard]))
 
     def _rng(self, epoch: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch])
 
-    def _lengths(self, chunk: Chunk) -> NDArray[np.int64]:
-        lengths = self.source.shard_lengths()[chunk.shard]
-        return lengths[chunk.start : chunk.stop].astype(np.int64)
+    def _lengths(self, block: Block) -> NDArray[np.int64]:
+        lengths = self.source.shard_lengths()[block.shard]
+        return lengths[block.start : block.stop].astype(np.int64)
 
     def _window_batches(
-        self, chunks: list[Chunk], rng: np.random.Generator
+        self, blocks: list[Block], rng: np.random.Generator
     ) -> list[list[tuple[int, int]]]:
-        rows = [self._rows(chunk, held_out=False) - chunk.start for chunk in chunks]
-        owner = np.repeat(np.arange(len(chunks)), [len(part) for part in rows])
+        rows = [self._rows(block, held_out=False) - block.start for block in blocks]
+        owner = np.repeat(np.arange(len(blocks)), [len(part) for part in rows])
         row = np.concatenate(rows)
         lengths = np.concatenate(
-            [self._lengths(chunk)[part] for chunk, part in zip(chunks, rows, strict=True)]
+            [self._lengths(block)[part] for block, part in zip(blocks, rows, strict=True)]
         )
         shuffle = rng.permutation(len(row))
         owner, row, lengths = owner[shuffle], row[shuffle], lengths[shuffle]
@@ -156,7 +157,7 @@ class BatchPlan:
     def held_out_rows(self) -> list[tuple[int, NDArray[np.int64]]]:
         """(shard, rows) of the sentences kept for scoring; shards without any are left out."""
         parts = [
-            (shard, self._rows(Chunk(shard, 0, len(lengths)), held_out=True))
+            (shard, self._rows(Block(shard, 0, len(lengths)), held_out=True))
             for shard, lengths in enumerate(self.source.shard_lengths())
         ]
         return [(shard, rows) for shard, rows in parts if len(rows)]

@@ -33,7 +33,7 @@ from xdray.watching import Meters
 from xdray.weights import passed_on
 from xdray.workers import Ledger, PoolWorker, as_xdray_error, enter, last_line
 
-MAX_WINDOW = 20_000  # shards in one Ray Data job: the driver's memory, 1 ms each to hand over
+MAX_WINDOW = 20_000  # items of one Ray Data job: the driver's memory, 1 ms each to hand over
 SILENT_SECONDS = 4 * 3600.0  # without one finished shard; a job that hangs ends then
 STARTS = 6  # of a group of workers that finds no room in ten minutes, or has no node left
 SETTINGS = {  # read by Ray when it is imported or started; what the user has set stays

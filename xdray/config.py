@@ -142,7 +142,7 @@ class TargetsConfig(Section):
     kept; teacher actors feed the students while they learn, once more each epoch."""
     codec: str = "int8"
     """Of hidden states: float32, float16, int8 with one scale a token, or pca<k>, e.g. pca128: the
-    k leading directions of each shard's states. Logits are float32 always."""
+    k leading directions of each shard's states, in a stream each block's. Logits are float32."""
     shard_sentences: int = Field(default=4096, ge=16)
     """Sentences a shard at most, the unit of work, of commit and of loss; fewer where they are of
     more than about 32 tokens, since all that the teacher says of a shard is in memory at once."""
@@ -264,7 +264,8 @@ class TrainingConfig(Section):
     train_share: float = Field(default=1.0, gt=0, le=1)
     """The same for the labelled sentences."""
     window_tokens: int = Field(default=2**19, gt=0)
-    """Tokens of transfer sentences in memory at once, about; these are shuffled and batched."""
+    """Tokens of transfer sentences in memory at once, at most, but for one block: up to 1,024
+    sentences of a shard. They are shuffled and batched."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)
     """Between resumable checkpoints."""
     max_failures: int = Field(default=3, ge=0)

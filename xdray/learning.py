@@ -163,7 +163,7 @@ def finetune(lesson: Lesson, session: Session) -> list[dict[str, Any]]:
     )
 
     def plan_of(stage: Stage, split: str, train: LabelledSource) -> Loader:
-        plan = BatchPlan(train, stage.batch_tokens, 1, seed=config.run.seed)
+        plan = BatchPlan(train, stage.batch_tokens, window_tokens=1, seed=config.run.seed)
         return Loader(plan, (), pad_id_of(tokenizer), None, session.rank, session.world_size)
 
     return _run(lesson, session, teacher, tokenizer, plan_of)
@@ -292,7 +292,11 @@ def control_epochs(lesson: Lesson, rows: Sequence[Mapping[str, Any]], loss: str)
     source = LabelledSource(tokens)
     training = config.training
     plan = BatchPlan(
-        source, training.batch_tokens, 1, seed=config.run.seed, share=training.train_share
+        source,
+        training.batch_tokens,
+        window_tokens=1,
+        seed=config.run.seed,
+        share=training.train_share,
     )
     return max(config.training.epochs, math.ceil(steps / plan.num_steps(0)))
 

@@ -38,23 +38,23 @@ class Loader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of an epoch from step `start` on; windows before it are not read."""
         position, done = 0, 0
-        reader, loaded = None, []
-        for chunks, batches in self.plan.windows(epoch):
+        reader, loaded = None if start else self._waiting(epoch), []
+        for blocks, batches in self.plan.windows(epoch):
             skip = max(0, start - position)
             position += len(batches)
-            if skip < len(batches):
+            if reader is not None or skip < len(batches):  # a window without rows is read past
                 reader = reader or self._open(epoch, done)
                 loaded = []  # else two windows were in memory
-                loaded = list(itertools.islice(reader, len(chunks)))
-                if len(loaded) < len(chunks):
+                loaded = list(itertools.islice(reader, len(blocks)))
+                if len(loaded) < len(blocks):
                     raise TargetsError(
-                        f"epoch {epoch}: the teacher's stream ended {len(chunks) - len(loaded)} "
-                        "chunks of shards too early; the same command goes on from the last "
+                        f"epoch {epoch}: the teacher's stream ended {len(blocks) - len(loaded)} "
+                        "blocks of shards too early; the same command goes on from the last "
                         "checkpoint"
                     )
                 for batch in batches[skip:]:
                     yield self._rank_batch(loaded, batch)
-            done += len(chunks)
+            done += len(blocks)
         if reader is not None:
             self._reader = (epoch + 1, reader) if epoch + 1 < self.epochs else None
         if self.others and (missing := self.num_steps(epoch) - max(start, position)) > 0:
@@ -63,12 +63,14 @@ class Loader:
             yield from itertools.repeat(self._collate(loaded, [(0, 0)]).unscored(), missing)
 
     def _open(self, epoch: int, done: int) -> Generator[Tokens]:
-        """Chunks of an epoch from number `done` of its order on, and of the epochs after it."""
-        if self._reader is not None and self._reader[0] == epoch and not done:
-            return self._reader[1]
+        """Blocks of an epoch from number `done` of its order on, and of the epochs after it."""
         epochs = range(epoch, max(epoch + 1, self.epochs))
-        chunks = itertools.chain.from_iterable(self.plan.order(its) for its in epochs)
-        return self.plan.source.read(itertools.islice(chunks, done, None), self.layers)
+        blocks = itertools.chain.from_iterable(self.plan.order(its) for its in epochs)
+        return self.plan.source.read(itertools.islice(blocks, done, None), self.layers)
+
+    def _waiting(self, epoch: int) -> Generator[Tokens] | None:
+        """The reader of the epoch before, if it goes on with this one."""
+        return self._reader[1] if self._reader is not None and self._reader[0] == epoch else None
 
     def close(self) -> None:
         """Read no further: a teacher that is streamed ends its work."""

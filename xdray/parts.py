@@ -39,9 +39,9 @@ LOGITS = "logits"
 TOKENS = "tokens-"
 TEXT = ("ids", "word_ids")
 ROW_GROUP = 256
-CHUNK = 2 * ROW_GROUP
+BLOCK = 4 * ROW_GROUP
 """Sentences of a shard that training reads, or a stream forwards, at once. A shard is of one
-language: chunks of many shards mix them, where as many whole ones would not fit the memory."""
+language: blocks of many shards mix them, where as many whole ones would not fit the memory."""
 _BROKEN = (OSError, ValueError, LookupError, TypeError, pa.ArrowException)
 """What pyarrow and numpy raise over damaged files."""
 _TYPES: dict[str, Any] = {
@@ -278,7 +278,7 @@ class PartFile:
             table = file.read_row_group(group, columns=["length", *flat], use_threads=False)
             found = _lengths(table["length"])
             if not np.array_equal(found, lengths[row : row + len(found)]):
-                raise ValueError(f"rows {row} and on: lengths of other sentences")
+                raise ValueError(f"rows {start + row} and on: lengths of other sentences")
             count = int(found.sum())
             for name, target in flat.items():
                 place = slice(row, row + len(found)) if name in alone else slice(at, at + count)

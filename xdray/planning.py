@@ -26,7 +26,7 @@ from xdray.fleet import read_fleet, seats, unseen_labels
 from xdray.header import ModelHeader, resolve_model
 from xdray.hidden import token_bytes
 from xdray.kinds import load_task
-from xdray.parts import CHUNK
+from xdray.parts import BLOCK
 from xdray.places import Place, Span, open_place
 from xdray.readers import read_rows
 from xdray.recipes import plan_stages
@@ -37,7 +37,7 @@ from xdray.storage import free_space, size
 from xdray.tokenised import Signal
 
 SAMPLE_SENTENCES = 1000
-STREAM_CHUNKS = 4
+STREAM_BLOCKS = 4
 """Under way at once in a stream, at least: made, waiting, copied, learnt from."""
 
 
@@ -106,13 +106,13 @@ def make_plan(config: Config) -> dict[str, Any]:
     logits = classes * (1 if task.sentence_logits else tokens)
     bytes_each = _sentence_bytes(config, header, layers, logits, tokens)
     total = int(estimate.sentences * bytes_each)
-    chunk = min(estimate.shard_sentences, CHUNK)
-    chunk_bytes = int(bytes_each * min(estimate.sentences, chunk))
+    block = min(estimate.sentences, estimate.shard_sentences, BLOCK)
+    block_bytes = int(bytes_each * block)
     passes = sum(stage.epochs for stage in stages if "transfer" in stage.splits)
     if config.targets.delivery == "stored":
         _check_disk(config, total)
     elif resources.available.source == THIS_MACHINE:
-        _check_memory(config, chunk_bytes, chunk)
+        _check_memory(config, block_bytes, block)
     per_step = max(1.0, config.training.batch_tokens / tokens)
     fleet, at_once = config.cluster.fleet, config.targets.delivery == "streamed"
     return {
@@ -136,7 +136,7 @@ def make_plan(config: Config) -> dict[str, Any]:
             "streamed": {
                 "bytes~": 0,
                 "teacher_passes_at_most": passes,
-                "bytes_in_flight_a_chunk~": chunk_bytes,
+                "bytes_in_flight_a_block~": block_bytes,
             },
             "recommended": "stored" if passes > 1 and _fits(config, total) else "streamed",
             "chosen": config.targets.delivery,
@@ -203,15 +203,15 @@ def _check_disk(config: Config, needed: int) -> None:
     )
 
 
-def _check_memory(config: Config, chunk_bytes: int, chunk: int) -> None:
-    """Refuse a stream whose chunks do not go through the shared memory of a local Ray."""
+def _check_memory(config: Config, block_bytes: int, block: int) -> None:
+    """Refuse a stream whose blocks do not go through the shared memory of a local Ray."""
     room = int(config.cluster.object_store_gib * 2**30)
-    if chunk_bytes * STREAM_CHUNKS > room:
-        most = chunk * room // (STREAM_CHUNKS * chunk_bytes)
+    if block_bytes * STREAM_BLOCKS > room:
+        most = block * room // (STREAM_BLOCKS * block_bytes)
         raise ConfigError(
-            f"targets.delivery: streamed: a chunk of {chunk} sentences is "
-            f"about {chunk_bytes / 2**20:.0f} MiB, and cluster.object_store_gib holds {room >> 20} "
-            f"MiB for the {STREAM_CHUNKS} or more under way; set targets.shard_sentences, "
+            f"targets.delivery: streamed: a block of {block} sentences is "
+            f"about {block_bytes / 2**20:.0f} MiB, and cluster.object_store_gib holds {room >> 20} "
+            f"MiB for the {STREAM_BLOCKS} or more under way; set targets.shard_sentences, "
             f"{config.targets.shard_sentences} now, to {max(16, most)} or less, or raise it"
         )
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from xdray.alignment import under_own_tokens
 from xdray.annotator import StreamingAnnotator
-from xdray.batch_plan import Chunk
+from xdray.batch_plan import Block
 from xdray.cluster import Cluster, map_shards
 from xdray.config_cluster import ClusterConfig
 from xdray.corpus import Shard
-from xdray.parts import CHUNK, LOGITS, hidden_part
+from xdray.parts import BLOCK, LOGITS, hidden_part
 from xdray.resources import ResourcePlan
 from xdray.targets import AnnotateTask, TargetView
 from xdray.task import Task
@@ -25,14 +25,14 @@ Part = tuple[int, NDArray[np.int64]]
 
 
 class LabelledSource:
-    """Labelled sentences as one shard in memory, in one chunk."""
+    """Labelled sentences as one shard in memory, in one block."""
 
     forwarded = 0
 
     def __init__(self, tokens: Tokens) -> None:
         """Take tokens with labels."""
         self.tokens = tokens
-        self.chunk_rows = max(1, len(tokens.lengths))
+        self.block_rows = max(1, len(tokens.lengths))
 
     def shard_lengths(self) -> Sequence[NDArray[np.int64]]:
         """Tokens of each sentence."""
@@ -42,9 +42,9 @@ class LabelledSource:
         """One name."""
         return ["labelled"]
 
-    def read(self, chunks: Iterable[Chunk], layers: Sequence[Signal]) -> Generator[Tokens]:
+    def read(self, blocks: Iterable[Block], layers: Sequence[Signal]) -> Generator[Tokens]:
         """All sentences, whatever the layers: nothing of them is recorded."""
-        yield from (self.tokens for _ in chunks)
+        yield from (self.tokens for _ in blocks)
 
     def read_rows(
         self, parts: Sequence[Part], layers: Sequence[Signal]
@@ -56,7 +56,7 @@ class LabelledSource:
 class StoredSource:
     """Transfer sentences with what the teacher said, read from the store."""
 
-    forwarded, chunk_rows = 0, CHUNK
+    forwarded, block_rows = 0, BLOCK
 
     def __init__(
         self, view: TargetView, codec: str, task: Task, pieces: str, most_kept: int = 0
@@ -68,7 +68,7 @@ class StoredSource:
         self.view, self.codec, self.task, self.pieces = view, codec, task, pieces
         few = sum(map(len, view.lengths)) <= most_kept  # told without a look at the lengths
         self._keeps = few and sum(int(its.sum()) for its in view.lengths) <= most_kept
-        self._kept: tuple[tuple[Signal, ...], dict[Chunk, Tokens]] = (), {}
+        self._kept: tuple[tuple[Signal, ...], dict[Block, Tokens]] = (), {}
 
     def shard_lengths(self) -> Sequence[NDArray[np.uint16]]:
         """Tokens of each sentence, by shard."""
@@ -78,23 +78,23 @@ class StoredSource:
         """Names of the shards."""
         return self.view.shard_ids
 
-    def read(self, chunks: Iterable[Chunk], layers: Sequence[Signal]) -> Generator[Tokens]:
+    def read(self, blocks: Iterable[Block], layers: Sequence[Signal]) -> Generator[Tokens]:
         """Read tokens, logits and these layers."""
         if self._kept[0] != tuple(layers):
             self._kept = tuple(layers), {}
         kept = self._kept[1]
-        for chunk in chunks:
-            tokens = kept[chunk] if chunk in kept else self._load(chunk, layers)
+        for block in blocks:
+            tokens = kept[block] if block in kept else self._load(block, layers)
             if self._keeps:
-                kept[chunk] = tokens
+                kept[block] = tokens
             yield tokens
 
-    def _load(self, chunk: Chunk, layers: Sequence[Signal]) -> Tokens:
+    def _load(self, block: Block, layers: Sequence[Signal]) -> Tokens:
         parts = [LOGITS, *(hidden_part(layer, self.codec) for layer in layers)]
-        tokens = self.task.mark(self.view.load_shard(chunk.shard, parts, chunk.start, chunk.stop))
+        tokens = self.task.mark(self.view.load_shard(block.shard, parts, block.start, block.stop))
         if self.view.text == LOGITS:
             return tokens
-        own = self.task.mark(self.view.load_text(*chunk))
+        own = self.task.mark(self.view.load_text(*block))
         return under_own_tokens(own, tokens, self.task.stretch_logits, self.pieces)
 
     def read_rows(
@@ -102,7 +102,7 @@ class StoredSource:
     ) -> Iterator[tuple[Tokens, NDArray[np.int64]]]:
         """Read whole shards, one at a time."""
         for shard, rows in parts:
-            yield self._load(Chunk(shard, 0, len(self.view.lengths[shard])), layers), rows
+            yield self._load(Block(shard, 0, len(self.view.lengths[shard])), layers), rows
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class StreamedSource:
     which shard goes where, and drops rows to make steps equal.)
     """
 
-    chunk_rows = CHUNK
+    block_rows = BLOCK
 
     def __init__(
         self, stream: Stream, view: TargetView, task: Task, rank: int, world_size: int
@@ -134,6 +134,7 @@ class StreamedSource:
         """View: lengths of all shards."""
         self.task, self.cluster = task, stream.cluster
         self.shards = stream.shards[rank::world_size]
+        self._ids = [shard.shard_id for shard in self.shards]
         self.lengths = view.lengths[rank::world_size]
         self.forwarded = 0
         """Rows so far."""
@@ -148,13 +149,13 @@ class StreamedSource:
 
     def shard_ids(self) -> Sequence[str]:
         """Names of the shards."""
-        return [shard.shard_id for shard in self.shards]
+        return self._ids
 
-    def read(self, chunks: Iterable[Chunk], layers: Sequence[Signal]) -> Generator[Tokens]:
-        """Forward these chunks; the teacher works ahead of who reads."""
+    def read(self, blocks: Iterable[Block], layers: Sequence[Signal]) -> Generator[Tokens]:
+        """Forward these blocks; the teacher works ahead of who reads."""
         return self._forward(
             AnnotateTask(self.shards[shard], tuple(layers), range(start, stop))
-            for shard, start, stop in chunks
+            for shard, start, stop in blocks
         )
 
     def read_rows(
