@@ -35,7 +35,7 @@ Score = Callable[[Learner], Scores]
 
 CHECK_EVERY = 20
 """Steps between looks at the clock (checkpoint due?) and at the loss (finite?); on CPUs freed
-memory is handed back then, which costs a hundredth of the time and spares a seventh of the memory."""
+memory is handed back then: a hundredth of the time for a seventh of the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
