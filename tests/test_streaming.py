@@ -97,7 +97,7 @@ def test_shards_larger_than_a_block_are_streamed_block_by_block(
         "data": {"transfer": {"sources": {"path": str(text), "language": "en"}}},
         "training": {"batch_tokens": 512, "window_tokens": 2048},
     }
-    targets = {"shard_sentences": 1024, "store": str(tmp_path / "targets")}
+    targets = {"shard_sentences": 2048, "store": str(tmp_path / "targets")}
     stored = distill(running("stored", targets=targets, **sections))
     assert stored["targets"]["shards"] == 1
     streamed = distill(running("streamed", targets={**targets, "delivery": "streamed"}, **sections))
