@@ -73,11 +73,8 @@ def test_batches_keep_every_sentence_once_and_the_budget(lengths: list[int], bud
     for batch in batches:
         longest = max(lengths[row] for row in batch)
         assert len(batch) == 1 or longest * len(batch) <= budget
-
-
-def test_a_half_full_batch_ends_where_sentences_get_longer():
-    batches = token_budget_batches(np.array([4] * 6 + [5] * 10), budget=40)
-    assert [len(batch) for batch in batches] == [6, 8, 2]
+    for batch, following in itertools.pairwise(batches):  # else steps had ever new shapes
+        assert lengths[following[0]] * (len(batch) + 1) > budget
 
 
 def test_a_source_that_ends_early_is_an_error():
@@ -240,7 +237,7 @@ def test_held_out_sentences_are_never_trained_on():
 
 def test_no_more_are_held_out_than_stay_in_memory():
     plan = _plan(Shards([[3] * 10_000] * 3), held_out=0.4)
-    assert 1_800 < sum(len(rows) for _, rows in plan.held_out_rows()) < 2_200
+    assert 900 < sum(len(rows) for _, rows in plan.held_out_rows()) < 1_100
 
 
 def test_held_out_is_decided_by_the_id_alone():

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from xdray.padding import token_budget_batches
 from xdray.tokenised import Signal, Tokens
 
-HELD_OUT_LIMIT = 2_000
+HELD_OUT_LIMIT = 1_000
 """Sentences held out at most, about: they stay in memory, decoded (60 kB each of 40 tokens and a
 layer of width 384), and are scored after each epoch."""
 

@@ -14,32 +14,20 @@ from torch import Tensor
 def token_budget_batches(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
     """Cut sentences, sorted by length, into batches of at most `budget` tokens, padding included.
 
-    A sentence longer than the budget is a batch of its own. Ties keep their order. A batch that is
-    at least half full also ends where the next sentence is longer: batches of one length need no
-    padding and no masking, the fast path of a BiLSTM.
+    A sentence longer than the budget is a batch of its own. Ties keep their order.
     """
     order = np.argsort(lengths, kind="stable")
     ranked = lengths[order]
     batches: list[NDArray[np.int64]] = []
     start = 0
     while start < len(order):
-        stop = _batch_end(ranked, start, budget)
+        shortest = max(1, int(ranked[start]))
+        window = ranked[start : start + max(1, budget // shortest)]
+        costs = window * np.arange(1, len(window) + 1)
+        stop = start + max(1, int(np.searchsorted(costs, budget, side="right")))
         batches.append(order[start:stop])
         start = stop
     return batches
-
-
-def _batch_end(ranked: NDArray[np.int64], start: int, budget: int) -> int:
-    """End of the batch that begins at `start` of the lengths in ascending order."""
-    shortest = max(1, int(ranked[start]))
-    window = ranked[start : start + max(1, budget // shortest)]
-    costs = window * np.arange(1, len(window) + 1)
-    stop = start + max(1, int(np.searchsorted(costs, budget, side="right")))
-    if stop < len(ranked) and ranked[stop - 1] != ranked[start]:
-        same = start + int(np.searchsorted(window[: stop - start], ranked[stop - 1], side="left"))
-        if costs[same - start - 1] * 2 >= budget:
-            return same
-    return stop
 
 
 def pad(
