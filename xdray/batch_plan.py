@@ -8,7 +8,7 @@ step.
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -57,11 +57,20 @@ class Source(Protocol):
         ...
 
 
-def id_draws(shard_id: str, rows: Iterable[int]) -> NDArray[np.float64]:
-    """(rows,) a number below 1 for each of these sentences of a shard, by the hash of its id."""
-    prefix = zlib.crc32(shard_id.encode())
-    hashes = [zlib.crc32(row.to_bytes(4, "little"), prefix) for row in rows]
-    return np.array(hashes) / 2**32
+def id_draws(shard_id: str, start: int, stop: int) -> NDArray[np.float64]:
+    """(stop - start,) a number below 1 for each of these sentences of a shard, by their ids' hash.
+
+    CRC-32 of the shard's name, then the row. What a row adds to it is the same after any name, so
+    that a billion rows cost seconds.
+    """
+    nothing = bytes(4)
+    name = zlib.crc32(nothing, zlib.crc32(shard_id.encode())) ^ zlib.crc32(nothing)
+    return (_row_hashes(1 << (stop - 1).bit_length())[start:stop] ^ np.uint32(name)) / 2**32
+
+
+@cache
+def _row_hashes(count: int) -> NDArray[np.uint32]:
+    return np.array([zlib.crc32(row.to_bytes(4, "little")) for row in range(count)], np.uint32)
 
 
 @dataclass(frozen=True)
@@ -88,29 +97,38 @@ class BatchPlan:
         rows, kept = np.arange(block.start, block.stop), self._held_out
         if not kept and self.share == 1:
             return rows[:0] if held_out else rows
-        draws = id_draws(self.source.shard_ids()[block.shard], rows.tolist())
+        draws = id_draws(self.source.shard_ids()[block.shard], block.start, block.stop)
         if held_out:
             return rows[draws < kept]
         return rows[(draws >= kept) & (draws < kept + self.share * (1 - kept))]
 
-    def windows(self, epoch: int) -> Iterator[tuple[list[Block], list[list[tuple[int, int]]]]]:
-        """For each window of an epoch its blocks, and its batches as lists of (block, row of it).
+    def windows(self, epoch: int) -> Iterator[tuple[list[Block], list[NDArray[np.int64]]]]:
+        """For each window of an epoch its blocks, and its batches as (B, 2): block, row of it.
 
         Blocks come in an order drawn by seed and epoch, as many a window as have `window_tokens`;
         sentences are shuffled within the window, sorted by length into batches, and the batches
         shuffled.
         """
         rng = self._rng(epoch)
+        for window in self._windows(rng):
+            places, lengths = self._places(window)
+            shuffle = rng.permutation(len(places))
+            places, lengths = places[shuffle], lengths[shuffle]
+            batches = token_budget_batches(lengths, self.batch_tokens)
+            rng.shuffle(batches)  # type: ignore[arg-type]
+            yield window, [places[batch] for batch in batches]
+
+    def _windows(self, rng: np.random.Generator) -> Iterator[list[Block]]:
         window, tokens = list[Block](), 0
         for block in self._order(rng):
             its_tokens = int(self._lengths(block).sum())
             if window and tokens + its_tokens > self.window_tokens:
-                yield window, self._window_batches(window, rng)
+                yield window
                 window, tokens = [], 0
             window.append(block)
             tokens += its_tokens
         if window:
-            yield window, self._window_batches(window, rng)
+            yield window
 
     def order(self, epoch: int) -> Iterator[Block]:
         """Blocks of an epoch, window after window."""
@@ -133,26 +151,18 @@ class BatchPlan:
         lengths = self.source.shard_lengths()[block.shard]
         return lengths[block.start : block.stop].astype(np.int64)
 
-    def _window_batches(
-        self, blocks: list[Block], rng: np.random.Generator
-    ) -> list[list[tuple[int, int]]]:
+    def _places(self, blocks: list[Block]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(S, 2) block and row of it of each sentence learnt from, and (S,) its tokens."""
         rows = [self._rows(block, held_out=False) - block.start for block in blocks]
-        owner = np.repeat(np.arange(len(blocks)), [len(part) for part in rows])
-        row = np.concatenate(rows)
-        lengths = np.concatenate(
-            [self._lengths(block)[part] for block, part in zip(blocks, rows, strict=True)]
-        )
-        shuffle = rng.permutation(len(row))
-        owner, row, lengths = owner[shuffle], row[shuffle], lengths[shuffle]
-        batches = token_budget_batches(lengths, self.batch_tokens)
-        rng.shuffle(batches)  # type: ignore[arg-type]
-        return [
-            list(zip(owner[batch].tolist(), row[batch].tolist(), strict=True)) for batch in batches
-        ]
+        owners = np.repeat(np.arange(len(blocks)), [len(part) for part in rows])
+        lengths = [self._lengths(block)[part] for block, part in zip(blocks, rows, strict=True)]
+        return np.stack([owners, np.concatenate(rows)], axis=1), np.concatenate(lengths)
 
     def num_steps(self, epoch: int) -> int:
         """Global batches of an epoch."""
-        return sum(len(batches) for _, batches in self.windows(epoch))
+        windows = self._windows(self._rng(epoch))
+        lengths = (self._places(window)[1] for window in windows)
+        return sum(len(token_budget_batches(its, self.batch_tokens)) for its in lengths)
 
     def held_out_rows(self) -> list[tuple[int, NDArray[np.int64]]]:
         """(shard, rows) of the sentences kept for scoring; shards without any are left out."""

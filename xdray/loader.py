@@ -60,7 +60,9 @@ class Loader:
         if self.others and (missing := self.num_steps(epoch) - max(start, position)) > 0:
             first = itertools.islice(self.plan.order(epoch), 1)
             loaded = loaded or list(self.plan.source.read(first, self.layers))
-            yield from itertools.repeat(self._collate(loaded, [(0, 0)]).unscored(), missing)
+            yield from itertools.repeat(
+                self._collate(loaded, np.zeros((1, 2), np.int64)).unscored(), missing
+            )
 
     def _open(self, epoch: int, done: int) -> Generator[Tokens]:
         """Blocks of an epoch from number `done` of its order on, and of the epochs after it."""
@@ -98,15 +100,13 @@ class Loader:
                     batches.append(collate(tokens, mine, self.pad_id, self.id_map))
         return batches
 
-    def _rank_batch(self, loaded: list[Tokens], batch: list[tuple[int, int]]) -> Batch:
+    def _rank_batch(self, loaded: list[Tokens], batch: NDArray[np.int64]) -> Batch:
         mine = batch[self.rank :: self.world_size]
-        if not mine:  # fewer rows than ranks: join the step with one row that is not scored
+        if not len(mine):  # fewer rows than ranks: join the step with one row that is not scored
             return self._collate(loaded, batch[:1]).unscored()
         return self._collate(loaded, mine)
 
-    def _collate(self, loaded: list[Tokens], pairs: list[tuple[int, int]]) -> Batch:
-        array = np.array(pairs, dtype=np.int64)
-        parts = [
-            (loaded[owner], array[array[:, 0] == owner, 1]) for owner in np.unique(array[:, 0])
-        ]
+    def _collate(self, loaded: list[Tokens], places: NDArray[np.int64]) -> Batch:
+        owners, rows = places.T
+        parts = [(loaded[owner], rows[owners == owner]) for owner in np.unique(owners)]
         return collate_many(parts, self.pad_id, self.id_map)
