@@ -207,7 +207,9 @@ def test_epochs_in_one_go_have_every_sentence_once_in_windows_of_blocks_of_many_
     source.loaded.clear()
     loader = Loader(plan, (), 0, None, epochs=3)
     for epoch in range(3):
-        assert _seen(list(loader.batches(epoch))) == sorted(allowed)
+        batches = list(loader.batches(epoch))
+        assert len(batches) == plan.num_steps(epoch)
+        assert _seen(batches) == sorted(allowed)
     read = [block for epoch in range(3) for block in plan.order(epoch)]
     assert source.loaded == read[-len(source.loaded) :] if allowed else not source.loaded
 

@@ -94,7 +94,11 @@ def test_text_goes_in_and_a_scored_student_comes_out(
 
 
 def test_a_teacher_is_fine_tuned_from_a_configuration_alone_once_for_the_same_text(
-    tiny: MakeConfig, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: MakeConfig,
+    tiny_teacher: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     encoder = tmp_path / "encoder"
     weights = shutil.ignore_patterns("*.safetensors")
@@ -112,6 +116,11 @@ def test_a_teacher_is_fine_tuned_from_a_configuration_alone_once_for_the_same_te
     (tmp_path / "tuned" / "teacher.json").write_text('{"key": "of other text", "seconds": 1.0}')
     finetune_only(tiny("tuned", teacher=teacher))
     assert model.stat().st_mtime_ns > stamp
+    assert "stage finetune: finished before" in capsys.readouterr().out
+    (tmp_path / "tuned" / "teacher.json").unlink()
+    monkeypatch.setattr("xdray.distillation.PLAN_VERSION", 99)
+    finetune_only(tiny("tuned", teacher=teacher))
+    assert "finished before" not in capsys.readouterr().out  # of another plan
 
 
 def test_a_run_goes_on_after_its_text_grew(tiny: MakeConfig, ray_session: None, tmp_path: Path):

@@ -37,8 +37,8 @@ from xdray.weights import teacher_fingerprint
 from xdray.workers import keep_few_shapes, trim_memory
 
 TRIM_EVERY = 4
-"""Batches between which freed memory is handed back: every one is of another shape, so that what
-one leaves does not fit the next."""
+"""Batches between which freed memory is handed back: they are of many shapes, so that what one
+leaves does not fit the next."""
 
 
 @dataclass

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from xdray.padding import token_budget_batches
 from xdray.tokenised import Signal, Tokens
 
+PLAN_VERSION = 2
+"""Of the rules that a plan follows. It is part of the keys of stages, so that none goes on in the
+middle of another plan: to be raised with the rules."""
 HELD_OUT_LIMIT = 1_000
 """Sentences held out at most, about: they stay in memory, decoded (60 kB each of 40 tokens and a
 layer of width 384), and are scored after each epoch."""
@@ -60,17 +63,18 @@ class Source(Protocol):
 def id_draws(shard_id: str, start: int, stop: int) -> NDArray[np.float64]:
     """(stop - start,) a number below 1 for each of these sentences of a shard, by their ids' hash.
 
-    CRC-32 of the shard's name, then the row. What a row adds to it is the same after any name, so
-    that a billion rows cost seconds.
+    CRC-32 of the shard's name, then the row. What a row adds to it is the same after any name: it
+    is looked up.
     """
     nothing = bytes(4)
-    name = zlib.crc32(nothing, zlib.crc32(shard_id.encode())) ^ zlib.crc32(nothing)
-    return (_row_hashes(1 << (stop - 1).bit_length())[start:stop] ^ np.uint32(name)) / 2**32
+    of_shard = zlib.crc32(nothing, zlib.crc32(shard_id.encode())) ^ zlib.crc32(nothing)
+    return (_row_hashes(1 << (stop - 1).bit_length())[start:stop] ^ np.uint32(of_shard)) / 2**32
 
 
 @cache
 def _row_hashes(count: int) -> NDArray[np.uint32]:
-    return np.array([zlib.crc32(row.to_bytes(4, "little")) for row in range(count)], np.uint32)
+    hashes = (zlib.crc32(row.to_bytes(4, "little")) for row in range(count))
+    return np.fromiter(hashes, np.uint32, count)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from xdray import __version__
 from xdray.annotation import Annotated, annotate
 from xdray.assessment import assess_split, systems_report, weigh_and_time
+from xdray.batch_plan import PLAN_VERSION
 from xdray.checks import check_plan
 from xdray.cluster import Cluster, fit_on_workers, plan_resources
 from xdray.config import Config
@@ -108,7 +109,7 @@ def make_teacher(run: Run, cluster: Cluster, corpus: Corpus) -> str:
         config=settled(run),
         task=corpus.task,
         stages=(finetune_stage(config),),
-        base=base,
+        base={**base, "plan": PLAN_VERSION},  # what is half done starts anew under another one
         start=encoder,
         view=None,
         teacher_width=read_header(encoder).width,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from xdray.batch_plan import PLAN_VERSION
 from xdray.cluster import Cluster, available, map_shards
 from xdray.config import Config
 from xdray.configfile import load_config, with_fields
@@ -68,7 +69,8 @@ class Cell:
         config = self.config.model_dump(mode="json", include=sections)
         model = teacher_fingerprint(self.model)
         metric = self.config.evaluation.metric
-        return fingerprint([config, self.text, self.config.run.seed, model, self.fresh, metric])
+        rest = [self.config.run.seed, model, self.fresh, metric, PLAN_VERSION]
+        return fingerprint([config, self.text, *rest])
 
 
 class SuiteWorker:

@@ -144,7 +144,7 @@ def keep_few_shapes(training: bool = False) -> None:
 
 
 def trim_memory() -> None:
-    """Hand freed memory back: batches of ever other shapes leave glibc's heaps full of holes."""
+    """Hand freed memory back: batches of many shapes leave glibc's heaps full of holes."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
     if trim is not None:
         trim(0)
