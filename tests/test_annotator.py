@@ -17,7 +17,7 @@ from transformers import AutoModelForTokenClassification
 
 from xdray.annotation import _actor_kwargs
 from xdray.annotator import Annotator, StreamingAnnotator
-from xdray.batch_plan import BatchPlan
+from xdray.batch_plan import BatchPlan, Block
 from xdray.corpus import Sentence, inline_shards
 from xdray.errors import ClusterError, ConfigError, TargetsError
 from xdray.hidden import Hidden, token_bytes
@@ -125,6 +125,17 @@ def test_a_block_of_a_shard_is_streamed_as_it_is_read_from_the_store(
         index = np.arange(len(stored.ids))
         one, other = (its.hidden[1].take(index) for its in (streamed, stored))
         np.testing.assert_allclose(one, other, 2e-3, 1e-4)  # float16 rounds either way
+    rows = np.array([3, 255, 256, 700, BLOCK, BLOCK + 39])
+    (whole,) = source.read([Block(0, 0, BLOCK + 40)], (1,))
+    found = [tokens.select(its) for tokens, its in source.read_rows([(0, rows)], (1,))]
+    assert [len(its.lengths) for its in found] == [2, 1, 1, 2]  # a row group each
+    chosen, index = whole.select(rows), whole.places(rows)
+    assert np.array_equal(np.concatenate([its.ids for its in found]), whole.ids[index])
+    assert np.array_equal(chosen.ids, whole.ids[index])
+    states = [its.hidden[1].take(np.arange(len(its.ids))) for its in (*found, chosen)]
+    assert np.array_equal(np.concatenate(states[:-1]), states[-1])
+    kept = whole.word_ids[index] >= 0
+    assert np.array_equal(states[-1][kept], whole.hidden[1].take(index[kept]))
 
 
 def test_memory_short_beside_the_forward_pass_takes_smaller_batches_from_then_on(

@@ -238,6 +238,20 @@ def test_held_out_sentences_are_never_trained_on():
     assert 0.1 < len(held) / (len(trained) + len(held)) < 0.3
 
 
+def test_held_out_batches_are_full_over_all_shards_and_shared_by_ranks():
+    plan = _plan(Shards([[4] * 20] * 30), held_out=0.2)
+    batches = Loader(plan, (4,), 0, None).held_out()
+    assert [len(batch.input_ids) for batch in batches[:-1]] == [6] * (len(batches) - 1)
+    for batch in batches:
+        ids = batch.input_ids.flatten()[batch.kept]
+        assert batch.logits is not None
+        assert batch.logits[:, 0].tolist() == ids.tolist()
+        assert batch.hidden[4][:, 0].tolist() == ((ids - 10) % 80).tolist()
+    shares = [Loader(plan, (4,), 0, None, rank, 2).held_out() for rank in (0, 1)]
+    assert len(shares[0]) - len(shares[1]) in {0, 1}
+    assert _seen([*shares[0], *shares[1]]) == _seen(batches)
+
+
 def test_no_more_are_held_out_than_stay_in_memory():
     plan = _plan(Shards([[3] * 10_000] * 3), held_out=0.4)
     assert 900 < sum(len(rows) for _, rows in plan.held_out_rows()) < 1_100

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdray.batch_plan import BatchPlan
-from xdray.batches import Batch, collate, collate_many
+from xdray.batches import Batch, collate_many
 from xdray.errors import TargetsError
 from xdray.padding import token_budget_batches
 from xdray.tokenised import Signal, Tokens
@@ -90,15 +90,20 @@ class Loader:
             start, epoch = 0, epoch + 1
 
     def held_out(self) -> list[Batch]:
-        """Return the held-out sentences of this rank, as batches of one shard each."""
-        batches = []
-        source = self.plan.source
-        for tokens, rows in source.read_rows(self.plan.held_out_rows(), self.layers):
-            for chosen in token_budget_batches(tokens.lengths[rows], self.plan.batch_tokens):
-                mine = rows[chosen][self.rank :: self.world_size]
-                if len(mine):
-                    batches.append(collate(tokens, mine, self.pad_id, self.id_map))
-        return batches
+        """Return the held-out sentences of this rank, in batches over all shards."""
+        found = self.plan.source.read_rows(self.plan.held_out_rows(), self.layers)
+        parts = [tokens.select(rows) for tokens, rows in found]
+        if not parts:
+            return []
+        counts = [len(part.lengths) for part in parts]
+        rows = np.concatenate([np.arange(count) for count in counts])
+        places = np.stack([np.repeat(np.arange(len(parts)), counts), rows], axis=1)
+        lengths = np.concatenate([part.lengths for part in parts])
+        shares = [
+            places[batch][self.rank :: self.world_size]
+            for batch in token_budget_batches(lengths, self.plan.batch_tokens)
+        ]
+        return [self._collate(parts, share) for share in shares if len(share)]
 
     def _rank_batch(self, loaded: list[Tokens], batch: NDArray[np.int64]) -> Batch:
         mine = batch[self.rank :: self.world_size]

@@ -14,7 +14,7 @@ from xdray.batch_plan import Block
 from xdray.cluster import Cluster, map_shards
 from xdray.config_cluster import ClusterConfig
 from xdray.corpus import Shard
-from xdray.parts import BLOCK, LOGITS, hidden_part
+from xdray.parts import BLOCK, LOGITS, ROW_GROUP, hidden_part
 from xdray.resources import ResourcePlan
 from xdray.targets import AnnotateTask, TargetView
 from xdray.task import Task
@@ -100,9 +100,12 @@ class StoredSource:
     def read_rows(
         self, parts: Sequence[Part], layers: Sequence[Signal]
     ) -> Iterator[tuple[Tokens, NDArray[np.int64]]]:
-        """Read whole shards, one at a time."""
+        """Read the row groups that have some of them, one at a time."""
         for shard, rows in parts:
-            yield self._load(Block(shard, 0, len(self.view.lengths[shard])), layers), rows
+            for start in np.unique(rows // ROW_GROUP * ROW_GROUP).tolist():
+                stop = min(start + ROW_GROUP, len(self.view.lengths[shard]))
+                its = rows[(rows >= start) & (rows < stop)]
+                yield self._load(Block(shard, start, stop), layers), its - start
 
 
 @dataclass(frozen=True)

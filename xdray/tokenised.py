@@ -3,11 +3,13 @@
 N tokens of all sentences end to end, S sentences, C classes, W teacher width.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from xdray.hidden import Hidden
 
 Signal = int | str
 """What is recorded of the teacher: hidden states of a layer (its number, 0 for the embeddings), or
@@ -76,6 +78,32 @@ class Tokens:
         ends = np.cumsum(lengths)
         total = int(ends[-1]) if len(ends) else 0
         return np.arange(total) + np.repeat(self.offsets[rows] - (ends - lengths), lengths)
+
+    def select(self, rows: NDArray[np.int64]) -> "Tokens":
+        """Return some sentences alone, their hidden states decoded, 0 where no loss sees them."""
+        index = self.places(rows)
+        kept = self.kept(index)
+
+        def decoded(states: HiddenValues) -> HiddenValues:
+            taken = states.take(index[kept])
+            values = np.zeros((len(index), taken.shape[1]), np.float32)
+            values[kept] = taken
+            return Hidden(values)
+
+        def of(values: NDArray[Any] | None, by_sentence: bool = False) -> Any:
+            return None if values is None else values[rows if by_sentence else index]
+
+        return replace(
+            self,
+            ids=self.ids[index],
+            word_ids=self.word_ids[index],
+            offsets=np.concatenate([[0], np.cumsum(self.lengths[rows])]),
+            logits=of(self.logits, self.sentence_logits),
+            hidden={signal: decoded(states) for signal, states in self.hidden.items()},
+            labels=of(self.labels, self.sentence_labels),
+            spans=of(self.spans),
+            matches=of(self.matches),
+        )
 
 
 def stretches(
