@@ -16,7 +16,7 @@ PACKAGE = ROOT / "xdray"
 
 # A module imports only from rows above its own, never sideways.
 ROWS = (
-    ("redaction",),
+    ("redaction", "hidden"),
     (
         "errors",
         "modeling_bilstm",
@@ -37,7 +37,6 @@ ROWS = (
         "config_export",
         "words",
         "quantization",
-        "hidden",
         "workspace",
     ),
     ("windows", "watching"),
