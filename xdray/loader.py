@@ -12,6 +12,7 @@ from xdray.batches import Batch, collate_many
 from xdray.errors import TargetsError
 from xdray.padding import token_budget_batches
 from xdray.tokenised import Signal, Tokens
+from xdray.workers import trim_memory
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Loader:
             if reader is not None or skip < len(batches):  # a window without rows is read past
                 reader = reader or self._open(epoch, done)
                 loaded = []  # else two windows were in memory
+                trim_memory()
                 loaded = list(itertools.islice(reader, len(blocks)))
                 if len(loaded) < len(blocks):
                     raise TargetsError(
