@@ -135,7 +135,7 @@ def test_what_the_teacher_said_comes_under_the_students_tokens(pieces: str):
 def test_losses_see_stretches_of_both_sides():
     own, teacher = a_pair()
     tokens = under_own_tokens(own, teacher, "logsumexp", "mean")
-    batch = collate(tokens, np.array([0, 1]), pad_id=0, id_map=None)
+    batch = collate([(tokens, np.array([0, 1]))], pad_id=0, id_map=None)
     assert batch.kept.tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
     task = task_class("answering")(
         labels=LabelSet(("start", "end")),

@@ -127,7 +127,7 @@ def test_ranks_with_shards_of_their_own_take_equal_steps_and_see_all():
 def test_collating_pads_after_mapping_ids_and_keeps_no_special_token():
     tokens = Shards([[3, 5]]).whole(0, (4,))
     id_map = np.arange(100)[::-1].copy()
-    batch = collate(tokens, np.array([0, 1]), pad_id=7, id_map=id_map)
+    batch = collate([(tokens, np.array([0, 1]))], pad_id=7, id_map=id_map)
     assert batch.input_ids.tolist() == [[89, 88, 87, 7, 7], [86, 85, 84, 83, 82]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     kept = batch.input_ids.flatten()[batch.kept]
@@ -239,22 +239,29 @@ def test_held_out_sentences_are_never_trained_on():
 
 
 def test_held_out_batches_are_full_over_all_shards_and_shared_by_ranks():
-    plan = _plan(Shards([[4] * 20] * 30), held_out=0.2)
+    source = Shards([[3, 4, 5, 6] * 5] * 30)
+    plan = _plan(source, held_out=0.2)
     batches = Loader(plan, (4,), 0, None).held_out()
-    assert [len(batch.input_ids) for batch in batches[:-1]] == [6] * (len(batches) - 1)
-    for batch in batches:
+    shapes = [batch.input_ids.shape for batch in batches]
+    assert len(shapes) > 20
+    for (rows, _), (_, length) in itertools.pairwise(shapes):
+        assert (rows + 1) * length > 24  # another sentence would not fit
+    shares = [Loader(plan, (4,), 0, None, rank, 3).held_out() for rank in range(3)]
+    whole, shared = _seen(batches), _seen([batch for share in shares for batch in share])
+    assert shared == whole
+    assert len(whole) == len(set(whole)) > 200
+    for batch in [*batches, *shares[2]]:
         ids = batch.input_ids.flatten()[batch.kept]
         assert batch.logits is not None
         assert batch.logits[:, 0].tolist() == ids.tolist()
-        assert batch.hidden[4][:, 0].tolist() == ((ids - 10) % 80).tolist()
-    shares = [Loader(plan, (4,), 0, None, rank, 2).held_out() for rank in (0, 1)]
-    assert len(shares[0]) - len(shares[1]) in {0, 1}
-    assert _seen([*shares[0], *shares[1]]) == _seen(batches)
+        assert batch.hidden[4][:, 0].tolist() == ((ids - 10) % 90).tolist()
 
 
 def test_no_more_are_held_out_than_stay_in_memory():
     plan = _plan(Shards([[3] * 10_000] * 3), held_out=0.4)
-    assert 900 < sum(len(rows) for _, rows in plan.held_out_rows()) < 1_100
+    assert 900 < len(plan.held_out_batches()[0]) < 1_100
+    plan = _plan(Shards([[500] * 10_000]), held_out=0.4)
+    assert 50_000 < 500 * len(plan.held_out_batches()[0]) < 80_000
 
 
 def test_held_out_is_decided_by_the_id_alone():
@@ -276,7 +283,7 @@ def test_a_smaller_share_is_part_of_a_larger_one_and_held_out_sentences_stay_the
             for batch in batches
             for owner, row in batch.tolist()
         }
-        held.add(str(plan.held_out_rows()))
+        held.add(str(plan.held_out_batches()[:2]))
     assert seen[0.25] < seen[0.5] < seen[1.0]
     assert len(held) == 1
     assert 0.4 < len(seen[0.5]) / len(seen[1.0]) < 0.6
@@ -286,7 +293,7 @@ def test_first_tokens_of_words_are_marked_across_sentences():
     """[CLS] w0 w0 w1 [SEP] | w0 (no special tokens): kept are w0 w0 w1 | w0."""
     word_ids = np.array([-1, 0, 0, 1, -1, 0], dtype=np.int32)
     tokens = Tokens(np.arange(6, dtype=np.int32), word_ids, np.array([0, 5, 6]))
-    assert collate(tokens, np.array([0, 1]), 0, None).first.tolist() == [0, 2, 3]
+    assert collate([(tokens, np.array([0, 1]))], 0, None).first.tolist() == [0, 2, 3]
 
 
 def test_labels_that_are_ignored_are_not_counted():
@@ -294,7 +301,36 @@ def test_labels_that_are_ignored_are_not_counted():
     labels = np.full(8, IGNORE_INDEX, dtype=np.int64)
     labels[1] = 2
     tokens.labels = labels
-    batch = collate(tokens, np.array([0, 1]), 0, None)
+    batch = collate([(tokens, np.array([0, 1]))], 0, None)
     assert batch.num_labels == 1
     assert batch.labels is not None
     assert batch.labels.tolist() == [2, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]
+
+
+@pytest.mark.parametrize("of", ["tokens", "sentences", "stretches"])
+def test_a_batch_of_selected_sentences_is_that_of_the_same_rows(of: str):
+    tokens = Shards([[3, 5, 4, 6]]).whole(0, (4, "qkv-2"))
+    number = np.arange(len(tokens.ids), dtype=np.int32)
+    tokens.labels, tokens.spans = number.astype(np.int64), np.stack([number, number], 1)
+    if of == "sentences":
+        tokens.keeps_special = tokens.sentence_logits = tokens.sentence_labels = True
+        tokens.labels, tokens.logits = np.arange(4), np.eye(4, dtype=np.float32)
+    elif of == "stretches":
+        tokens.matches = np.where(number % 2, number, -1).astype(np.int32)
+    rows = np.array([3, 1])
+    chosen = tokens.select(rows)
+    assert chosen.spans is not None
+    assert chosen.spans[:, 0].tolist() == tokens.places(rows).tolist()
+    one, other = collate([(chosen, np.arange(2))], 0, None), collate([(tokens, rows)], 0, None)
+    for name, value in vars(one).items():
+        expected = getattr(other, name)
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, expected), name
+        elif name == "hidden":
+            assert [*value] == [4, "qkv-2"]
+            assert all(torch.equal(value[layer], expected[layer]) for layer in value)
+        elif name == "pieces" and value is not None:
+            assert all(map(torch.equal, value, expected))
+        else:
+            assert value == expected, name
+    assert one.hidden[4].any()

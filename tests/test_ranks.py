@@ -119,7 +119,7 @@ def train(
         session: Any = Rank(rank, world_size)
         stepper = Stepper(student, stage, task, config.training, session)
         rows = np.arange(4)[rank::world_size]
-        batch = collate(tokens, rows, 0, None)
+        batch = collate([(tokens, rows)], 0, None)
         if any(term.normalise for term in stage.terms):
             stepper.normalise([batch] if rank == 0 else [])  # a rank without held-out sentences
             stepper.variances.fill_(2.0)
@@ -211,7 +211,7 @@ def test_a_step_taken_again_draws_the_dropout_of_the_parts_and_a_resumed_one_too
     config = config_of({**ENCODER, "dropout": 0.5}, CASES["an encoder with a pooler"][1])
     task, stage = load_task(config), plan_stages(config, 2)[1]
     encoder = str(make_teacher("bert"))
-    batch = collate(task.mark(some_tokens(needed_layers([stage]))), np.arange(4), 0, None)
+    batch = collate([(task.mark(some_tokens(needed_layers([stage]))), np.arange(4))], 0, None)
 
     def weights(short: bool, state: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
         student = student_of(config, task, [stage], encoder)

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,9 @@ PLAN_VERSION = 2
 """Of the rules that a plan follows. It is part of the keys of stages, so that none goes on in the
 middle of another plan: to be raised with the rules."""
 HELD_OUT_LIMIT = 1_000
-"""Sentences held out at most, about: they stay in memory, decoded (60 kB each of 40 tokens and a
-layer of width 384), and are scored after each epoch."""
+"""Sentences held out at most, about: they are scored after each epoch."""
+HELD_OUT_TOKENS = 2**16
+"""And tokens: their states stay in memory, decoded (100 MB a layer of width 384)."""
 
 
 class Block(NamedTuple):
@@ -56,7 +57,10 @@ class Source(Protocol):
     def read_rows(
         self, parts: Sequence[tuple[int, NDArray[np.int64]]], layers: Sequence[Signal]
     ) -> Iterator[tuple[Tokens, NDArray[np.int64]]]:
-        """Yield (tokens, rows of them) for some rows of some shards."""
+        """Yield (tokens, rows of them) for some rows of some shards, in their order.
+
+        A shard may come in several pieces.
+        """
         ...
 
 
@@ -77,6 +81,10 @@ def _row_hashes(count: int) -> NDArray[np.uint32]:
     return np.fromiter(hashes, np.uint32, count)
 
 
+def _num_tokens(lengths: NDArray[Any]) -> int:
+    return int(lengths.sum(dtype=np.int64))
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """How a split is cut into global batches, epoch by epoch."""
@@ -93,8 +101,9 @@ class BatchPlan:
 
     @cached_property
     def _held_out(self) -> float:
-        total = sum(len(lengths) for lengths in self.source.shard_lengths())
-        return min(self.held_out, HELD_OUT_LIMIT / max(1, total))
+        every = self.source.shard_lengths()
+        rows, tokens = (max(1, sum(map(its, every))) for its in (len, _num_tokens))
+        return min(self.held_out, HELD_OUT_LIMIT / rows, HELD_OUT_TOKENS / tokens)
 
     def _rows(self, block: Block, held_out: bool) -> NDArray[np.int64]:
         """Rows of the block's shard."""
@@ -125,7 +134,7 @@ class BatchPlan:
     def _windows(self, rng: np.random.Generator) -> Iterator[list[Block]]:
         window, tokens = list[Block](), 0
         for block in self._order(rng):
-            its_tokens = int(self._lengths(block).sum())
+            its_tokens = _num_tokens(self._lengths(block))
             if window and tokens + its_tokens > self.window_tokens:
                 yield window
                 window, tokens = [], 0
@@ -168,10 +177,16 @@ class BatchPlan:
         lengths = (self._places(window)[1] for window in windows)
         return sum(len(token_budget_batches(its, self.batch_tokens)) for its in lengths)
 
-    def held_out_rows(self) -> list[tuple[int, NDArray[np.int64]]]:
-        """(shard, rows) of the sentences kept for scoring; shards without any are left out."""
-        parts = [
-            (shard, self._rows(Block(shard, 0, len(lengths)), held_out=True))
-            for shard, lengths in enumerate(self.source.shard_lengths())
+    def held_out_batches(
+        self,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[NDArray[np.int64]]]:
+        """(H,) shard and (H,) row in it of each sentence kept for scoring, and batches of them."""
+        every = self.source.shard_lengths()
+        rows = [
+            self._rows(Block(shard, 0, len(lengths)), held_out=True)
+            for shard, lengths in enumerate(every)
         ]
-        return [(shard, rows) for shard, rows in parts if len(rows)]
+        shards = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
+        lengths = [its[part].astype(np.int64) for its, part in zip(every, rows, strict=True)]
+        batches = token_budget_batches(np.concatenate(lengths), self.batch_tokens)
+        return shards, np.concatenate(rows), batches

@@ -130,18 +130,14 @@ class Batch:
 
 
 def collate(
-    tokens: Tokens, rows: NDArray[np.int64], pad_id: int, id_map: NDArray[np.int64] | None
-) -> Batch:
-    """Make a batch of some rows of a shard. id_map: teacher id to student id."""
-    return collate_many([(tokens, rows)], pad_id, id_map)
-
-
-def collate_many(
     parts: Sequence[tuple[Tokens, NDArray[np.int64]]],
     pad_id: int,
     id_map: NDArray[np.int64] | None,
 ) -> Batch:
-    """Make a batch of rows of several shards, in the order given; padding comes after the map."""
+    """Make a batch of rows of several shards, in the order given; padding comes after the map.
+
+    id_map: teacher id to student id.
+    """
     ids, word_ids, labels, logits, keeps = [], [], [], [], []
     lengths: list[NDArray[np.int64]] = []
     hidden: dict[Signal, list[NDArray[np.float32]]] = {}

@@ -257,7 +257,7 @@ class TrainingConfig(Section):
     where the processor or GPU multiplies it faster."""
     held_out: float = Field(default=0.02, gt=0, lt=0.5)
     """Share of the transfer sentences, by id hash, on which hidden and logit stages are scored;
-    about 1,000 at most."""
+    about 1,000 and 65,536 tokens at most."""
     transfer_share: float = Field(default=1.0, gt=0, le=1)
     """Share of the transfer sentences that is learnt from, by id hash: a smaller one is part of a
     larger one. The teacher reads all of them."""

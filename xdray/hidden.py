@@ -38,7 +38,7 @@ def token_bytes(codec: str, width: int) -> int:
 
 @dataclass(frozen=True)
 class Hidden:
-    """Hidden states of a shard as they were stored, decoded where they are read."""
+    """Hidden states of a shard, or some of it, as they were stored; decoded where they are read."""
 
     values: NDArray[Any]
     """(N, W) float32, float16 or int8; (N, k) float16 of pca<k>."""

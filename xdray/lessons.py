@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xdray.batch_plan import HELD_OUT_LIMIT, PLAN_VERSION
+from xdray.batch_plan import HELD_OUT_LIMIT, HELD_OUT_TOKENS, PLAN_VERSION
 from xdray.config import Config
 from xdray.mirror import RAY_FOLDER, Mirror
 from xdray.parts import BLOCK
@@ -73,7 +73,8 @@ def lesson_base(
     return {
         "student": config.student.model_dump(mode="json"),
         "training": training,
-        "plan": [PLAN_VERSION, HELD_OUT_LIMIT, BLOCK],  # else a stage would go on with another one
+        # else a stage would go on with another one
+        "plan": [PLAN_VERSION, HELD_OUT_LIMIT, HELD_OUT_TOKENS, BLOCK],
         "task": config.task.model_dump(mode="json"),
         "metric": task.metric,
         "max_length": config.tokens.max_length,

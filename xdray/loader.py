@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdray.batch_plan import BatchPlan
-from xdray.batches import Batch, collate_many
+from xdray.batches import Batch, collate
 from xdray.errors import TargetsError
-from xdray.padding import token_budget_batches
 from xdray.tokenised import Signal, Tokens
 from xdray.workers import trim_memory
 
@@ -92,20 +91,24 @@ class Loader:
             start, epoch = 0, epoch + 1
 
     def held_out(self) -> list[Batch]:
-        """Return the held-out sentences of this rank, in batches over all shards."""
-        found = self.plan.source.read_rows(self.plan.held_out_rows(), self.layers)
-        parts = [tokens.select(rows) for tokens, rows in found]
-        if not parts:
+        """Return this rank's held-out sentences, in batches over all shards of the plan."""
+        shards, rows, batches = self.plan.held_out_batches()
+        shares = [its for b in batches if len(its := b[self.rank :: self.world_size])]
+        if not shares:
             return []
-        counts = [len(part.lengths) for part in parts]
-        rows = np.concatenate([np.arange(count) for count in counts])
-        places = np.stack([np.repeat(np.arange(len(parts)), counts), rows], axis=1)
-        lengths = np.concatenate([part.lengths for part in parts])
-        shares = [
-            places[batch][self.rank :: self.world_size]
-            for batch in token_budget_batches(lengths, self.plan.batch_tokens)
-        ]
-        return [self._collate(parts, share) for share in shares if len(share)]
+        mine = np.sort(np.concatenate(shares))
+        parts = [(shard, rows[mine][shards[mine] == shard]) for shard in np.unique(shards[mine])]
+        found = self.plan.source.read_rows(parts, self.layers)
+        selected = [tokens.select(its) for tokens, its in found]
+        counts = [len(its.lengths) for its in selected]
+        places = np.stack(
+            [
+                np.repeat(np.arange(len(selected)), counts),
+                np.concatenate([np.arange(count) for count in counts]),
+            ],
+            axis=1,
+        )
+        return [self._collate(selected, places[np.searchsorted(mine, its)]) for its in shares]
 
     def _rank_batch(self, loaded: list[Tokens], batch: NDArray[np.int64]) -> Batch:
         mine = batch[self.rank :: self.world_size]
@@ -116,4 +119,4 @@ class Loader:
     def _collate(self, loaded: list[Tokens], places: NDArray[np.int64]) -> Batch:
         owners, rows = places.T
         parts = [(loaded[owner], rows[owners == owner]) for owner in np.unique(owners)]
-        return collate_many(parts, self.pad_id, self.id_map)
+        return collate(parts, self.pad_id, self.id_map)

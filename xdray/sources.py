@@ -100,7 +100,7 @@ class StoredSource:
     def read_rows(
         self, parts: Sequence[Part], layers: Sequence[Signal]
     ) -> Iterator[tuple[Tokens, NDArray[np.int64]]]:
-        """Read the row groups that have some of them, one at a time."""
+        """Read the row groups that these rows stand in, one at a time."""
         for shard, rows in parts:
             for start in np.unique(rows // ROW_GROUP * ROW_GROUP).tolist():
                 stop = min(start + ROW_GROUP, len(self.view.lengths[shard]))

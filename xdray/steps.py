@@ -193,7 +193,8 @@ class Stepper:
         totals = torch.zeros(2, len(terms), dtype=torch.float64, device=self.session.device)
         with torch.inference_mode(), self._autocast():
             for batch in batches:
-                totals[0] += losses_of({"transfer": batch})
+                for part in _in_parts({"transfer": batch}, self.parts):
+                    totals[0] += losses_of(part)
                 totals[1] += torch.tensor(
                     [term_count(term, batch, self.task) for term in terms],
                     device=self.session.device,

@@ -90,7 +90,7 @@ class Tokens:
             values[kept] = taken
             return Hidden(values)
 
-        def of(values: NDArray[Any] | None, by_sentence: bool = False) -> Any:
+        def some(values: NDArray[Any] | None, by_sentence: bool = False) -> Any:
             return None if values is None else values[rows if by_sentence else index]
 
         return replace(
@@ -98,11 +98,11 @@ class Tokens:
             ids=self.ids[index],
             word_ids=self.word_ids[index],
             offsets=np.concatenate([[0], np.cumsum(self.lengths[rows])]),
-            logits=of(self.logits, self.sentence_logits),
+            logits=some(self.logits, self.sentence_logits),
             hidden={signal: decoded(states) for signal, states in self.hidden.items()},
-            labels=of(self.labels, self.sentence_labels),
-            spans=of(self.spans),
-            matches=of(self.matches),
+            labels=some(self.labels, self.sentence_labels),
+            spans=some(self.spans),
+            matches=some(self.matches),
         )
 
 
