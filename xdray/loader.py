@@ -100,14 +100,8 @@ class Loader:
         parts = [(shard, rows[mine][shards[mine] == shard]) for shard in np.unique(shards[mine])]
         found = self.plan.source.read_rows(parts, self.layers)
         selected = [tokens.select(its) for tokens, its in found]
-        counts = [len(its.lengths) for its in selected]
-        places = np.stack(
-            [
-                np.repeat(np.arange(len(selected)), counts),
-                np.concatenate([np.arange(count) for count in counts]),
-            ],
-            axis=1,
-        )
+        every = enumerate(len(its.lengths) for its in selected)
+        places = np.array([(part, row) for part, count in every for row in range(count)])
         return [self._collate(selected, places[np.searchsorted(mine, its)]) for its in shares]
 
     def _rank_batch(self, loaded: list[Tokens], batch: NDArray[np.int64]) -> Batch:
