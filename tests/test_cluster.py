@@ -255,3 +255,35 @@ def test_on_one_cpu_a_user_sees_no_noise_of_ray_and_sigterm_ends_all(tmp_path: P
     assert (tmp_path / "killed").exists()
     assert (tmp_path / "out").read_text() == "0\n1\nleft\n"
     assert (tmp_path / "err").read_text() == ""
+
+
+LEFT_BY_AN_ERROR = """
+from xdray.cluster import Cluster, map_shards
+from xdray.config_cluster import ClusterConfig
+from xdray.resources import ResourcePlan, Resources
+
+class Quick:
+    def __call__(self, item):
+        return {}
+
+plan = ResourcePlan(1, 1, 0, 1, 0, 1, 0, 1, 1, Resources(1, 0, "this machine"))
+try:
+    with Cluster(ClusterConfig(num_cpus=1, object_store_gib=0.1)) as cluster:
+        pool = map_shards(cluster, Quick, {}, "abcdef", plan)
+        print(next(pool)["index"])
+        raise OSError("no space left")
+except OSError:
+    pool.close()  # as Python does with the error, when Ray is down
+import ray
+print(ray.is_initialized())
+"""
+
+
+@pytest.mark.cluster
+def test_a_pool_that_outlives_its_ray_starts_none_anew(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(LEFT_BY_AN_ERROR)
+    found = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (found.stdout, found.stderr, found.returncode) == ("0\nFalse\n", "", 0)

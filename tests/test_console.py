@@ -1,5 +1,8 @@
 """Progress on a pipe, and the log file that workers share with the driver."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,30 @@ def test_lines_of_a_worker_are_printed_by_the_driver(
         worker.say("epoch 2 of 2")
     worker.say("after")
     assert capsys.readouterr().out.splitlines() == ["before", "epoch 1 of 2", "epoch 2 of 2"]
+
+
+@pytest.mark.parametrize(
+    ("prints", "status", "said"),
+    [
+        ("Console().say('a line')", 1, "xdray sample: stdout: nobody reads it any more; the same"),
+        ("print('a line')", 0, ""),  # its last word is lost, its work is done
+    ],
+)
+def test_a_job_whose_reader_has_gone_says_so_and_no_more(prints: str, status: int, said: str):
+    script = "from xdray import cli; from xdray.console import Console\n"
+    script += f"cli.VERBS['sample'] = lambda args: {prints} or {{}}\n"
+    script += "raise SystemExit(cli.main(['sample', 'tiny', 'nowhere']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    job = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    )
+    os.close(writer)
+    assert job.returncode == status
+    assert job.stderr.startswith(said)
+    assert len(job.stderr.splitlines()) == bool(said)

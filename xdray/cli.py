@@ -17,6 +17,7 @@ from typing import Any
 from xdray.arguments import make_parser
 from xdray.config import Config
 from xdray.configfile import load_config
+from xdray.console import mute_stdout
 from xdray.errors import XdrayError
 from xdray.redaction import redact, redacted
 from xdray.signals import leaving
@@ -38,10 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides += rest  # overrides that stand behind an option
     trust_models([its for its in TRUSTS if getattr(args, f"trust_{its}", False)])
     started = time.monotonic()
-    with leaving():
-        status = _run(args, started)
-    if status == SIGTERM_STATUS:
+    status = 1
+    try:
+        with leaving():
+            status = _run(args, started)
         sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads the last line
+        mute_stdout()
+    if status == SIGTERM_STATUS:
         signal.raise_signal(signal.SIGTERM)  # at once: Python itself takes seconds to end
     return status
 

@@ -14,7 +14,8 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,7 @@ from xdray.console import stderr_without
 from xdray.errors import ClusterError, XdrayError
 from xdray.fleet import read_fleet, resources_of
 from xdray.resources import ResourcePlan, Resources, check_address, fit_plan, machine_resources
-from xdray.sessions import LocalSession as LocalSession
-from xdray.sessions import RaySession
-from xdray.sessions import Session as Session
+from xdray.sessions import RaySession, Session
 from xdray.signals import leave
 from xdray.storage import join, system_of
 from xdray.watching import Meters
@@ -82,18 +81,20 @@ class Cluster:
     """Ray, started when first needed and shut down on leaving if it was started here."""
 
     def __init__(self, config: ClusterConfig) -> None:
-        self._config = config
-        self._started = False
+        self._config, self._started = config, False
         self._handler: Any = None
         self.meters = Meters()
         """Silent until Ray is there."""
+        self.pools = weakref.WeakSet[Generator[Any]]()
 
     def __enter__(self) -> "Cluster":
         """Start nothing yet."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Shut down the Ray that was started here."""
+        """End the pools left open by an error, shut down the Ray that was started here."""
+        for pool in list(self.pools):  # after the shutdown each would start a Ray to end itself in
+            pool.close()
         if not self._started:
             return
         import ray._private.worker
@@ -176,14 +177,15 @@ def map_shards(
     "index" is added, the item's number, and "tries", how often it was begun. A pool of
     `plan.replicas` actors; an item is the unit of work and is done again elsewhere when its actor
     dies. What a worker raises is raised here and ends the pool; so does an item that killed its
-    actor three times, or a pool that stays silent for four hours. Each 20,000 items from the
-    iterator have a pool of their own.
+    actor three times, or a pool silent for four hours. Each 20,000 items have a pool of their own.
     """
     remaining = enumerate(items)
     while window := list(itertools.islice(remaining, MAX_WINDOW)):
         cluster.start()
         try:
-            for result in _map(worker_class, worker_kwargs, window, plan, in_order, threads):
+            pool = _map(worker_class, worker_kwargs, window, plan, in_order, threads)
+            cluster.pools.add(pool)
+            for result in pool:
                 if isinstance(result, XdrayError):
                     raise result
                 yield result
@@ -200,7 +202,7 @@ def _map(
     plan: ResourcePlan,
     in_order: bool,
     threads: int,
-) -> Iterator[Any]:
+) -> Generator[Any]:
     """One Ray Data job: a block for each item, so that a free actor always takes the next one."""
     import ray.data
 
@@ -270,17 +272,15 @@ def fit_on_workers(
 ) -> Any:
     """Run `loop(loop_config, session)` on `plan.workers` workers; return what rank 0 returns.
 
-    One Ray Train run, kept under `storage` (a folder or URI that all nodes see) by `name`: a run
-    that was interrupted goes on from its last checkpoint, so the name must tell runs apart. Dead
-    workers are started again `max_failures` times. An XdrayError of the loop ends the run at once
-    and is raised here as it was.
+    One Ray Train run, kept under `storage` (a folder or URI that all nodes see) by `name`, which
+    must tell runs apart: one that was interrupted goes on from its last checkpoint. Dead workers
+    are started again `max_failures` times; an XdrayError of the loop is raised here as it was.
     """
     cluster.start()
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    system, where = system_of(storage)
-    ledger = _make_ledger()
+    (system, where), ledger = system_of(storage), _make_ledger()
     resources = {"CPU": plan.cpus_per_worker, "GPU": plan.gpus_per_worker}
     elastic = 0 < plan.least_workers < plan.workers
     num_workers = (plan.least_workers, plan.workers) if elastic else plan.workers

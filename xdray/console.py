@@ -33,13 +33,28 @@ FOLLOW_SECONDS = 1.0
 """Between two looks at the log file that workers write."""
 
 
+class _Stdout(RichConsole):
+    """Stdout; rich itself would end the process where nobody reads it any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise an error as any file would that cannot be written."""
+        mute_stdout()
+        raise BrokenPipeError("stdout: nobody reads it any more; the same command continues")
+
+
+def mute_stdout() -> None:
+    """Let what is printed from here on go nowhere, what Python has kept for its end too."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
 class Console:
     """Prints to stdout and appends to the run's log file."""
 
     def __init__(self, log_file: Path | None = None, quiet: bool = False) -> None:
         """log_file: None for no file. quiet: the file only (a worker, whose driver prints)."""
         self.log_file = log_file
-        self._rich = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
+        self._rich = _Stdout(highlight=False, soft_wrap=True, quiet=quiet)
         self._quiet = quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None
