@@ -34,8 +34,9 @@ Score = Callable[[Learner], Scores]
 """Scores of a student on dev, the same on every rank."""
 
 CHECK_EVERY = 20
-"""Steps between looks at the clock (checkpoint due?) and at the loss (finite?); on CPUs freed
-memory is handed back then: a hundredth of the time for a seventh of the memory."""
+"""Steps between looks at the clock (checkpoint due?) and at the loss (finite?)."""
+TRIM_EVERY = 5 * CHECK_EVERY
+"""Steps between which freed memory is handed back on CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +212,7 @@ class _StageRun:
                 self.training.console.progress(title, progress.step, num_steps, "steps")
                 losses = self.stepper.check(progress.total_steps)
                 self.watch.look(progress.total_steps, planned, rate, losses)
-                if self.session.device == "cpu":
+                if self.session.device == "cpu" and progress.total_steps % TRIM_EVERY == 0:
                     trim_memory()
                 if progress.step < num_steps:  # else the epoch's end saves
                     self._save_if_due()
