@@ -62,8 +62,8 @@ from xdray.tokens import load_tokenizer, pad_id_of
 from xdray.workers import keep_few_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
-BARE_BATCHES = (2048, 4096)
-"""Tokens a batch of the bare teacher loop: it counts with the better of them."""
+BARE_BATCHES = (768, 1024, 2048)
+"""Tokens a batch of the bare teacher loop: it counts with the best of them."""
 
 
 def _seconds_of(command: Sequence[str], folder: Path = ROOT) -> float:

@@ -113,7 +113,7 @@ class TeacherConfig(Section):
     gpus_per_replica: int = Field(default=1, gt=0)
     """GPUs of one node that an actor lays the teacher's layers over, where one does not hold it."""
     batch_tokens: int | Literal["auto"] = "auto"
-    """Tokens a forward pass, padding too. auto: 2,048 on CPUs, 16,384 on GPUs; fewer at need."""
+    """Tokens a forward pass, padding too. auto: 768 on CPUs, 16,384 on GPUs; fewer at need."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "TeacherConfig":
