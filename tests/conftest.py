@@ -157,7 +157,7 @@ def tiny_at(tiny_text: Path, tiny_teacher: Path, store: Path) -> MakeConfig:
             "run": {"folder": str(folder)},
             "data": {split: labelled(split) for split in ("train", "dev", "test")},
             "tokens": {"max_length": 48},
-            "teacher": {"model": str(tiny_teacher)},
+            "teacher": {"model": str(tiny_teacher), "replicas": 1},  # auto starts no actor
             "targets": {"store": str(store), "shard_sentences": 32},
             "student": {"embedding": 8, "hidden": 8},
             "training": {"epochs": 2, "batch_tokens": 256, "autocast": "none"},

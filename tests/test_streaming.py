@@ -116,6 +116,7 @@ def test_more_training_workers_than_shards_are_refused(
     config = running(
         "few",
         targets={"delivery": "streamed"},
+        teacher={"replicas": "auto"},
         training={"workers": 2},
         cluster={"num_cpus": 8},
     )

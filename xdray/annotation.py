@@ -1,11 +1,14 @@
 """The teacher over the text, once: what the store lacks is forwarded, the rest is served."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from xdray.annotator import Annotator
 from xdray.cluster import Cluster, map_shards, plan_resources
@@ -13,7 +16,7 @@ from xdray.config import Config
 from xdray.corpus import Sentence, Shard, inline_shards
 from xdray.errors import ConfigError, TargetsError
 from xdray.reading import own_tokenizer, read_lengths, write_own_tokens
-from xdray.resources import ResourcePlan
+from xdray.resources import THIS_MACHINE, ResourcePlan
 from xdray.runs import Run
 from xdray.sources import Stream
 from xdray.storage import NUMBER
@@ -30,6 +33,8 @@ CPU_TOKENS = 768
 """A forward pass: as fast as more of them, or faster, and padding and memory are less. Memory is
 handed back a shard: every few batches cost 4 % of the pass."""
 GPU_TOKENS = 16384
+FEW_SENTENCES = 2000
+"""Forwarded in this process where it would have one actor: Ray and it take 11 s to start."""
 
 
 @dataclass(frozen=True)
@@ -195,16 +200,21 @@ def _forward_missing(
         return [], None
     plan = plan_resources(config, len(missing))
     total = sum(task.shard.rows for task in missing)
+    here = _goes_here(config, plan, total)
+    where = "in this process" if here else f"{plan.replicas} teacher actor(s)"
     run.console.say(
         f"targets: {total} sentences in {len(missing)} of {len(tasks)} shards to forward, "
-        f"{plan.replicas} teacher actor(s), {store.identity['dtype']}"
+        f"{where}, {store.identity['dtype']}"
     )
     store.prepare()
     kwargs = _actor_kwargs(config, teacher, task, store, plan)
     receipts, done, warm = [], 0, (0.0, 0)
     run.console.progress("targets", 0, total, "sentences")
-    cluster.start()
-    pool = map_shards(cluster, Annotator, kwargs, missing, plan, threads=2)
+    if here:
+        pool = _annotate_here(kwargs, missing)
+    else:
+        cluster.start()
+        pool = map_shards(cluster, Annotator, kwargs, missing, plan, threads=2)
     for receipt in counted(pool, cluster.meters, run_name(run.place)):
         receipts.append(receipt)
         done += receipt["rows"]
@@ -219,6 +229,24 @@ def _forward_missing(
         )
     rate = (done - warm[1]) / (time.monotonic() - warm[0]) if done > warm[1] else None
     return receipts, rate and round(rate, 1)
+
+
+def _goes_here(config: Config, plan: ResourcePlan, sentences: int) -> bool:
+    """Whether so few sentences have no actor: one of this machine, that nobody asked for."""
+    alone = plan.replicas == 1 and plan.available.source == THIS_MACHINE
+    return alone and config.teacher.replicas == "auto" and sentences <= FEW_SENTENCES
+
+
+def _annotate_here(kwargs: dict[str, Any], tasks: Sequence[AnnotateTask]) -> Iterator[Any]:
+    """Yield the receipts of an actor, without one."""
+    threads = torch.get_num_threads()
+    annotator = Annotator(**kwargs, alone=False)
+    with ThreadPoolExecutor(1) as thread:  # an annotator sets the number of threads of its caller
+        try:
+            for task in tasks:
+                yield {**thread.submit(annotator, task).result(), "tries": 1}
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _actor_kwargs(

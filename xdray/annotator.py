@@ -67,10 +67,12 @@ class Annotator:
         codec: str,
         threads: int | None = None,
         device: str = "cpu",
+        alone: bool = True,
     ) -> None:
+        """alone: nothing else goes on in this process."""
         self.store, self.codec = store, codec
         self.task, self.batch_tokens = task, batch_tokens
-        keep_few_shapes()
+        keep_few_shapes(training=not alone)
         self.tokenizer = load_tokenizer(model)
         self._check("teacher", teacher_fingerprint(model))
         self._check("tokenizer", fingerprint(self.tokenizer))

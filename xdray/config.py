@@ -108,8 +108,9 @@ class TeacherConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward pass. auto: bfloat16 where the processor or GPU multiplies it faster."""
     replicas: Count = "auto"
-    """Teacher actors. auto: one a GPU, else as many as the CPUs allow (resources.py). [least,
-    most]: the pool grows and shrinks with the nodes that are there."""
+    """Teacher actors. auto: one a GPU, else as many as the CPUs allow (resources.py), and none for
+    2,000 sentences or fewer on a machine that would have one: they are forwarded in the job's own
+    process. [least, most]: the pool grows and shrinks with the nodes that are there."""
     gpus_per_replica: int = Field(default=1, gt=0)
     """GPUs of one node that an actor lays the teacher's layers over, where one does not hold it."""
     batch_tokens: int | Literal["auto"] = "auto"
