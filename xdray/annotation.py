@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -240,13 +239,12 @@ def _goes_here(config: Config, plan: ResourcePlan, sentences: int) -> bool:
 def _annotate_here(kwargs: dict[str, Any], tasks: Sequence[AnnotateTask]) -> Iterator[Any]:
     """Yield the receipts of an actor, without one."""
     threads = torch.get_num_threads()
-    annotator = Annotator(**kwargs, alone=False)
-    with ThreadPoolExecutor(1) as thread:  # an annotator sets the number of threads of its caller
-        try:
-            for task in tasks:
-                yield {**thread.submit(annotator, task).result(), "tries": 1}
-        finally:
-            torch.set_num_threads(threads)
+    try:
+        annotator = Annotator(**kwargs, alone=False)
+        for task in tasks:
+            yield {**annotator(task), "tries": 1}
+    finally:
+        torch.set_num_threads(threads)  # the annotator set it
 
 
 def _actor_kwargs(
