@@ -29,8 +29,7 @@ from xdray.weights import teacher_fingerprint
 
 TELL_SECONDS = 30.0
 CPU_TOKENS = 768
-"""A forward pass: as fast as more of them, or faster, and padding and memory are less. Memory is
-handed back a shard: every few batches cost 4 % of the pass."""
+"""A forward pass: as fast as more of them, or faster, and padding and memory are less."""
 GPU_TOKENS = 16384
 FEW_SENTENCES = 2000
 """Forwarded in this process where it would have one actor: Ray and it take 11 s to start."""
