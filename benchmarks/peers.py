@@ -8,7 +8,7 @@ student's forward pass under autocast as Trainer has it. It runs on today's torc
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -223,16 +223,14 @@ def train_with_textbrewer(
 
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
     chosen = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
-    shuffled = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0)).tolist()
-    chosen = [chosen[number] for number in shuffled]
     loader: Any = DataLoader(
         rows,  # type: ignore[arg-type]
-        batch_sampler=chosen,
+        batch_sampler=_Reshuffled(chosen),  # type: ignore[arg-type]
         collate_fn=collate,
     )
     if cached is not None:
         begun = time.perf_counter()
-        loader = cached_batches(teacher, layer, collate, rows, chosen)
+        loader = cached_batches(teacher, layer, collate, rows, list(_Reshuffled(chosen)))
         cached(time.perf_counter() - begun)
 
     def adaptor(layer: int) -> Callable[[Any, Any], dict[str, Any]]:
@@ -289,6 +287,20 @@ def train_with_textbrewer(
                 return_dict=True,
             )
     return seconds
+
+
+class _Reshuffled:
+    """Batches in another order each epoch, the same in every run."""
+
+    def __init__(self, batches: Sequence[list[int]]) -> None:
+        self.batches, self.generator = batches, torch.Generator().manual_seed(0)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(len(self.batches), generator=self.generator)
+        return (self.batches[number] for number in order.tolist())
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
 
 class _Reached(Exception):

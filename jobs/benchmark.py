@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    """Measure the parts one after the other; prints the table, returns 0."""
+    """Measure the parts one after the other; prints a table of each, returns 0."""
     sys.path.insert(0, str(ROOT))
-    from benchmarks.harness import as_markdown, conditions, measure_all, read_settings
+    from benchmarks.harness import Found, as_markdown, conditions, measure_all, read_settings
     from benchmarks.parts import MEASURES
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -27,12 +27,15 @@ def main() -> int:
     parser.add_argument("--output", type=Path)
     args = parser.parse_intermixed_args()
     settings = read_settings(args.config, args.parts and args.parts.split(","), args.changes)
-    found, about = measure_all(settings, MEASURES), conditions(settings)
-    text = as_markdown(found, shlex.join(["python", "jobs/benchmark.py", *sys.argv[1:]]), about)
-    print(text)
-    if args.output is not None:
-        with args.output.open("a", encoding="utf-8") as file:
-            file.write(text)
+    about, found = conditions(settings), Found()
+    command = shlex.join(["python", "jobs/benchmark.py", *sys.argv[1:]])
+    for part in measure_all(settings, MEASURES):
+        found.add(part)
+        text = as_markdown(part, command, about)
+        print(text, flush=True)
+        if args.output is not None:  # what is measured stays, whatever becomes of later parts
+            with args.output.open("a", encoding="utf-8") as file:
+                file.write(text)
     line = {"job": "benchmark", "status": "failed" if found.failed else "done"}
     line |= {"ratios": found.ratios}
     print(json.dumps({**line, "figures": found.figures, "conditions": about}))

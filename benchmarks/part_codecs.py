@@ -5,7 +5,15 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Found, Settings, run_config, scratch, take_turns
+from benchmarks.harness import (
+    Found,
+    Settings,
+    epoch_seconds,
+    pass_rate,
+    run_config,
+    scratch,
+    take_turns,
+)
 from xdray.distillation import distill
 
 CODECS = ("float16", "int8", "pca64", "pca128")
@@ -42,10 +50,10 @@ def measure_codecs(settings: Settings) -> Found:
         found.figures[f"codec {codec}"] = {
             "bytes a token": round(targets[0]["bytes"] / targets[0]["tokens"], 1),
             "error, share of the states' size": targets[0]["codec_error"],
-            "pass, sentences/s": statistics.median(
-                each["sentences_per_second"] for each in targets
+            "pass, sentences/s": statistics.median(map(pass_rate, targets)),
+            "representation, s an epoch": statistics.median(
+                epoch_seconds(report["stages"][0]) for report in its
             ),
-            "representation, s an epoch": statistics.median(map(_epoch_seconds, its)),
             "dev": [round(score, 4) for score in scores],
             "mean": round(statistics.mean(scores), 4),
         }
@@ -54,9 +62,3 @@ def measure_codecs(settings: Settings) -> Found:
         f"seeds 0 to {settings.repeats - 1}"
     )
     return found
-
-
-def _epoch_seconds(report: dict[str, Any]) -> float:
-    """Of the later epochs of the first stage, scoring among them."""
-    history = report["stages"][0]["history"]
-    return (history[-1]["seconds"] - history[0]["seconds"]) / (len(history) - 1)
