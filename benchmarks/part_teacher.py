@@ -85,7 +85,8 @@ def measure_teacher(settings: Settings) -> Found:
         pool = ThreadPoolExecutor(settings.threads, initializer=one_thread)
 
         def forward(batch: Any) -> None:
-            teacher.forward(*batch, layers)
+            ids, mask = batch
+            teacher.forward(ids, mask, layers)
 
         def bare(budget: int, side_by_side: bool, share: int = 1) -> float:
             some = batches[budget][::share]
