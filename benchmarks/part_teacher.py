@@ -33,7 +33,6 @@ from xdray.splits import read_corpus
 from xdray.stages import needed_layers
 from xdray.teacher import DTYPES, best_dtype, load_teacher
 from xdray.tokens import load_tokenizer
-from xdray.workers import keep_few_shapes
 
 BARE_BATCHES = (768, 1024, 2048)
 """Tokens a batch of the bare teacher loop: it counts with the best of them."""
@@ -43,7 +42,6 @@ def measure_teacher(settings: Settings) -> Found:
     """The teacher's pass, start-up apart, beside a bare loop and transformers' pipeline."""
     model = str(run_config(settings, Path("none")).teacher.model)
     found, facts = Found(), list[dict[str, Any]]()
-    keep_few_shapes(training=True)  # as an actor beside other work; before the first product
     dtype = best_dtype("cpu")
     with scratch() as folder:
         config = run_config(settings, folder, f"data.transfer.sentences={settings.sentences}")
