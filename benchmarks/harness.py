@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from xdray.config import Config
 from xdray.config_data import Section
@@ -127,11 +128,19 @@ class Found:
 def read_settings(path: str, parts: list[str] | None, changes: Sequence[str]) -> Settings:
     """Read a benchmark's YAML; parts and key=value from the command line come on top."""
     yaml = YAML(typ="safe")
-    values: Any = yaml.load(Path(path).read_text(encoding="utf-8"))
+    try:
+        values: Any = yaml.load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError) as error:
+        raise SystemExit(f"{path}: cannot be read as a benchmark's settings: {error}") from error
     values |= {key: yaml.load(value) for key, _, value in (its.partition("=") for its in changes)}
     if parts:
         values["parts"] = parts
-    settings = Settings.model_validate(values)
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        known = ", ".join(Settings.model_fields)
+        raise SystemExit(f"{path}: {told}; its keys are {known}") from error
     unknown = set(settings.parts) - set(PARTS)
     if unknown:
         raise SystemExit(f"{path}: no part {sorted(unknown)}; there is {', '.join(PARTS)}")

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.harness import (
     epoch_seconds,
     measure_all,
     pass_rate,
+    read_settings,
     take_turns,
 )
 
@@ -67,3 +69,24 @@ def test_a_pass_of_one_shard_is_timed_with_its_start(steady: float | None, rate:
 
 def test_the_first_epoch_is_not_timed() -> None:
     assert epoch_seconds({"history": [{"seconds": 9.0}, {"seconds": 11.0}, {"seconds": 15.0}]}) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "parts", "told"),
+    [
+        (None, None, "cannot be read"),
+        ("config: x.yaml", ["sutdent"], "no part ['sutdent']"),
+        ("{config: x.yaml, repeat: 3}", None, "repeat: Extra inputs are not permitted; its keys"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line(
+    tmp_path: Path, text: str | None, parts: list[str] | None, told: str
+) -> None:
+    path = tmp_path / "speed.yaml"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as found:
+        read_settings(str(path), parts, [])
+    assert told in str(found.value)
+    assert str(found.value).startswith(f"{path}: ")
+    assert "\n" not in str(found.value)
