@@ -1,6 +1,8 @@
 """Two processes take the steps that one takes, whichever layers the losses of a stage reach."""
 
 import os
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import distributed, multiprocessing
 from xdray.batches import collate
 from xdray.config import Config
 from xdray.configfile import make_config
-from xdray.exchange import add_up_rows
+from xdray.exchange import Exchange
 from xdray.hidden import Hidden
 from xdray.kinds import load_task
 from xdray.recipes import plan_stages
@@ -146,14 +148,22 @@ def short_of_memory(observe: Any, after: bool = False) -> Any:
     return observe_one
 
 
-def exchange(rank: int, folder: str, rows: int) -> None:
-    store = f"file://{folder}/store-{rows}"
-    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+def exchange_rows(rank: int, folder: str, rows: int) -> None:
+    store, limit = f"file://{folder}/store-{rows}", timedelta(seconds=20)
+    distributed.init_process_group(
+        "gloo", init_method=store, rank=rank, world_size=2, timeout=limit
+    )
     ids = [torch.tensor([[1, 2], [2, 0]]), torch.tensor([[3]])] if rank else [torch.tensor([[2]])]
     gradient = torch.zeros(rows, 3)
     for seen in ids:
         gradient.index_add_(0, seen.flatten(), torch.full((seen.numel(), 3), 1.0 + rank))
-    add_up_rows(gradient, ids)
+    counts, other = torch.tensor([1.0, 10.0 * rank]), torch.tensor([[2.0 + rank]])
+    time.sleep(rank / 2)
+    exchange = Exchange(2, counts, ids)
+    if rank:  # the other is short of memory before it asks, and earlier
+        assert exchange.counts().tolist() == [2, 10]
+    (total,) = exchange.add_up([other], gradient)
+    assert total.tolist() == [[5]]
     torch.save(gradient, Path(folder) / f"{rank}-{rows}.pt")
     distributed.barrier()
     os._exit(0)
@@ -161,7 +171,7 @@ def exchange(rank: int, folder: str, rows: int) -> None:
 
 @pytest.mark.parametrize("rows", [5, 1000])  # all of them travel, or those that were looked up
 def test_gradients_of_rows_are_added_up(rows: int, tmp_path: Path):
-    multiprocessing.spawn(exchange, args=(str(tmp_path), rows), nprocs=2)
+    multiprocessing.spawn(exchange_rows, args=(str(tmp_path), rows), nprocs=2)
     expected = torch.zeros(rows, 3)
     expected[:4] = torch.tensor([[2.0], [2.0], [5.0], [2.0]])
     for rank in (0, 1):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from xdray.batches import Batch
 from xdray.config import TrainingConfig
 from xdray.errors import TrainingError
-from xdray.exchange import add_up, add_up_rows
+from xdray.exchange import Exchange
 from xdray.learner import Learner, Wanted
 from xdray.sessions import Session
 from xdray.stages import Stage, Term
@@ -82,15 +82,16 @@ class Stepper:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         terms, session = self.stage.terms, self.session
-        counts = self._counts(window)
+        learns = self._embedding.requires_grad
+        seen = [batch.input_ids for its in window for batch in its.values()] if learns else []
+        exchange = Exchange(session.world_size, self._counts(window), seen)
         weights = torch.tensor([term.weight for term in terms], device=session.device)
         weights = weights / self.variances
-        scale = weights / counts.clamp(min=1)
         while True:
             torch.manual_seed(seed)
             passes = [its for batches in window for its in _in_parts(batches, self.parts)]
-            sums, short = self._backward(passes, scale)
-            if not self._exchange(passes, sums, short):
+            sums, short = self._backward(passes, weights, exchange)
+            if not self._exchange(exchange, sums, short):
                 break
             self._halve()
         if self.settings.clip is not None:
@@ -98,10 +99,10 @@ class Stepper:
             nn.utils.clip_grad_norm_(trained, self.settings.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self.sums += torch.stack([sums, counts]).double()
+        self.sums += torch.stack([sums, exchange.counts()]).double()
 
     def _backward(
-        self, passes: Sequence[Mapping[str, Batch]], scale: Tensor
+        self, passes: Sequence[Mapping[str, Batch]], weights: Tensor, exchange: Exchange
     ) -> tuple[Tensor, bool]:
         """Loss sum of each term over this rank, with gradients; whether memory was short."""
         sums = torch.zeros(len(self.stage.terms), device=self.session.device)
@@ -109,13 +110,14 @@ class Stepper:
             for batches in passes:
                 with self._autocast():
                     loss_sums = self._losses(batches)
+                    scale = weights / exchange.counts().clamp(min=1)
                     (loss_sums * scale).sum().backward()
                 sums += loss_sums.detach()
         except torch.OutOfMemoryError:
             return sums, True
         return sums, False
 
-    def _exchange(self, passes: Sequence[Mapping[str, Batch]], sums: Tensor, short: bool) -> bool:
+    def _exchange(self, exchange: Exchange, sums: Tensor, short: bool) -> bool:
         """Add up gradients and `sums` over all ranks; whether any of them was short of memory.
 
         All ranks end with gradients of the same bits.
@@ -126,15 +128,14 @@ class Stepper:
         for parameter in trained:
             if parameter.grad is None:  # losses of some layers leave others without
                 parameter.grad = torch.zeros_like(parameter)
+        rest = [its for its in trained if its is not self._embedding]
         flag = sums.new_tensor([float(short)])
-        grads = [its.grad for its in trained if its is not self._embedding]
-        add_up([sums, flag, *grads])
-        if flag.item():
-            return True
-        if self._embedding.grad is not None:
-            seen = [batch.input_ids for batches in passes for batch in batches.values()]
-            add_up_rows(self._embedding.grad, seen)
-        return False
+        mine = [*(its.grad for its in rest), sums, flag]
+        *totals, all_sums, flags = exchange.add_up(mine, self._embedding.grad)
+        for parameter, total in zip(rest, totals, strict=True):
+            parameter.grad = total
+        sums.copy_(all_sums)
+        return bool(flags.item())
 
     def _halve(self) -> None:
         """Take batches in twice as many passes. Raises TrainingError below one sentence."""
@@ -223,17 +224,14 @@ class Stepper:
         self.optimiser.load_state_dict(state["optimiser"])
 
     def _counts(self, window: Sequence[Mapping[str, Batch]]) -> Tensor:
-        """Tokens of each term over the window and all ranks: (len(terms),)."""
-        terms = self.stage.terms
-        counts = torch.tensor(
+        """Tokens of each term over the window, on this rank: (len(terms),)."""
+        return torch.tensor(
             [
                 float(sum(term_count(term, its[term.split], self.task) for its in window))
-                for term in terms
+                for term in self.stage.terms
             ],
             device=self.session.device,
         )
-        self.session.all_sum(counts)
-        return counts
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.settings.autocast == "none":
