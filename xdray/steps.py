@@ -128,6 +128,8 @@ class Stepper:
         for parameter in trained:
             if parameter.grad is None:  # losses of some layers leave others without
                 parameter.grad = torch.zeros_like(parameter)
+        if short:
+            torch.cuda.empty_cache()  # messages take memory too; without a GPU it does nothing
         rest = [its for its in trained if its is not self._embedding]
         flag = sums.new_tensor([float(short)])
         mine = [*(its.grad for its in rest), sums, flag]
@@ -140,8 +142,7 @@ class Stepper:
     def _halve(self) -> None:
         """Take batches in twice as many passes. Raises TrainingError below one sentence."""
         self.optimiser.zero_grad(set_to_none=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         self.parts *= 2
         if self.parts > self.stage.batch_tokens:
             raise TrainingError(
