@@ -42,13 +42,11 @@ class Exchange:
         return self._sizes[: len(self._counts)]
 
     def add_up(self, tensors: Sequence[Tensor], embeddings: Tensor | None = None) -> list[Tensor]:
-        """Return the sums over all ranks of these tensors (float32), in one piece of memory.
+        """Return the sums over several ranks of these tensors (float32), in one piece of memory.
 
         embeddings: gradient (V, E) that is 0 but for the rows of `input_ids`; the sum takes its
         place. The ranks add up in one order, so all of them end with the same bits.
         """
-        if self._ranks == 1:
-            return list(tensors)
         flat = torch.cat([its.reshape(-1) for its in tensors])
         sent: Any = dist.all_reduce(flat, async_op=True)
         if embeddings is not None:
